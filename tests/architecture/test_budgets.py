@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_782
+MOST_LINES = 47_781
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -29,13 +29,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2081, 50),
-    "evaluation": (4495, 110),
-    "jobs": (8754, 190),
+    "evaluation": (4492, 110),
+    "jobs": (8755, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (884, 17),
     "jobs/probe": (2196, 57),
     "masking": (797, 15),
-    "models": (2695, 65),
+    "models": (2696, 65),
     "reporting": (1232, 45),
     "runtime": (2628, 61),
     "tasks": (1838, 44),

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from vjepa.config import config_dataclass
 from vjepa.errors import UserError
 from vjepa.models import AttentiveClassifier, LinearClassifier
-from vjepa.models.pooling import PoolerVariant
+from vjepa.models.pooling import PROBE_NORM_EPS, PoolerVariant
 
 _RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 5))
 _TEMPERATURES = tuple(10.0 ** (power / 4) for power in range(-8, 2))
@@ -81,7 +81,7 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassi
     count = data.shape[0]
     mean, scale = data.mean(dim=0), data.std(dim=0, correction=0).clamp_min(_SMALLEST_SCALE)
     standard = (data - mean).div_(scale)
-    targets = torch.nn.functional.one_hot(labels.cpu(), num_classes).to(torch.float64)
+    targets = F.one_hot(labels.cpu(), num_classes).to(torch.float64)
     bias = targets.mean(dim=0)
     if standard.shape[1] > count:
         squares, left = torch.linalg.eigh(standard @ standard.T)
@@ -229,9 +229,6 @@ class RidgeHead(nn.Module):
         """Logits: tokens float [B, N, D] -> [B, classes]."""
         features = pool_tokens(tokens.float(), self.groups)
         return ((features - self.mean) / self.scale) @ self.weight + self.bias
-
-
-_NORM_EPS = 1e-5
 
 
 TrainedKind = Literal["attentive", "linear"]
@@ -389,7 +386,7 @@ class _HeadsOfOneForm:
         key_weight, value_weight = self._stack(f"{prefix}.xattn.kv.weight").chunk(2, dim=1)
         value_bias = self._stack(f"{prefix}.xattn.kv.bias").chunk(2, dim=1)[1]
         scale, shift = (self._stack(f"{prefix}.norm1.{name}") for name in ("weight", "bias"))
-        normal = F.layer_norm(tokens, (width,), eps=_NORM_EPS)
+        normal = F.layer_norm(tokens, (width,), eps=PROBE_NORM_EPS)
 
         q = self._linear(f"{prefix}.xattn.q", query).view(split)
         reader = torch.einsum("hae,haed->had", q, key_weight.unflatten(1, split[1:]))
@@ -419,7 +416,7 @@ class _HeadsOfOneForm:
     def _norm(self, prefix: str, inputs: Tensor) -> Tensor:
         """LayerNorm of each head: [H, ..., D]."""
         weight, bias = self._stack(f"{prefix}.weight"), self._stack(f"{prefix}.bias")
-        normal = F.layer_norm(inputs, inputs.shape[-1:], eps=_NORM_EPS)
+        normal = F.layer_norm(inputs, inputs.shape[-1:], eps=PROBE_NORM_EPS)
         return torch.addcmul(bias[:, None], normal, weight[:, None])
 
     def _linear(self, prefix: str, inputs: Tensor) -> Tensor:

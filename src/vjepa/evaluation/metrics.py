@@ -29,7 +29,7 @@ _MOST_GROUPS = 200
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A 95 % interval of a share; both ends as fractions in [0, 1]."""
+    """A 95 % interval of a figure, in the figure's own unit."""
 
     low: float
     high: float

@@ -27,8 +27,8 @@ from vjepa.runtime.device import (
 )
 from vjepa.runtime.process import set_num_threads
 from vjepa.runtime.progress import Progress
+from vjepa.training.schedules import Count
 
-Positive = Annotated[int, Field(ge=1)]
 ModelName = Literal["vitt16", "vits16", "vitb16", "vitl16", "vith16", "vitg16"]
 
 
@@ -50,9 +50,9 @@ class BenchModelConfig:
     model: ModelName = "vitl16"
     """Size of the encoder; weights are random, and the predictor of an update is the paper's (12
     blocks, 384 wide)."""
-    image_size: Positive = 224
+    image_size: Count = 224
     """Side of a clip, in pixels."""
-    num_frames: Positive = 16
+    num_frames: Count = 16
     """Frames of a clip."""
 
     def __post_init__(self) -> None:
@@ -69,9 +69,9 @@ class BenchModelConfig:
 class BenchConfig(BenchModelConfig):
     """What is measured."""
 
-    batch_size: Positive = 8
+    batch_size: Count = 8
     """Clips per call."""
-    calls: Positive = 5
+    calls: Count = 5
     """Calls that are timed; the median counts."""
     warmup_calls: Annotated[int, Field(ge=0)] = 2
     """Calls before that, which compile and fill caches."""
@@ -81,7 +81,7 @@ class BenchConfig(BenchModelConfig):
     """Compile the encoder's blocks."""
     device: DeviceName = "auto"
     """Where to compute; `auto` takes a GPU when there is one."""
-    num_threads: Annotated[int, Field(ge=1)] | None = None
+    num_threads: Count | None = None
     """CPU threads of torch; null: torch's choice."""
 
 

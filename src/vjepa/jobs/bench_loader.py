@@ -17,8 +17,9 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import STAGE_LISTENERS, Stage
-from vjepa.jobs.bench_encode import BenchReport, Positive, machine_name
+from vjepa.jobs.bench_encode import BenchReport, machine_name
 from vjepa.runtime.process import set_num_threads
+from vjepa.training.schedules import Count
 
 
 @config_dataclass
@@ -29,9 +30,9 @@ class BenchConfig:
     """The videos, as `vjepa data index` lists them."""
     split: str | None = None
     """Only this split; null: all rows."""
-    batch_size: Positive = 16
+    batch_size: Count = 16
     """Clips of a batch."""
-    batches: Positive = 8
+    batches: Count = 8
     """Batches that are timed."""
     warmup_batches: Annotated[int, Field(ge=0)] = 2
     """Batches before that, while processes start and caches fill."""

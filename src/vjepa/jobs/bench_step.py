@@ -18,7 +18,6 @@ from vjepa.config import config_dataclass, from_dict, load_config, to_dict
 from vjepa.jobs.bench_encode import (
     BenchModelConfig,
     BenchReport,
-    Positive,
     machine_name,
     random_clips,
     time_calls,
@@ -37,6 +36,7 @@ from vjepa.models.operations import (
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.progress import Progress
 from vjepa.training import Learner, TrainingConfig, build_learner, train_step
+from vjepa.training.schedules import Count
 
 _LONG_SECONDS = 0.01
 
@@ -48,16 +48,16 @@ class BenchConfig(BenchModelConfig):
     recipe: str | None = None
     """A recipe of `vjepa pretrain`, or a YAML file of one, in place of `model`, `image_size`,
     `num_frames` and `masking`: its model, masks, objective and optimiser."""
-    batch_size: Positive = 24
+    batch_size: Count = 24
     """Clips in an update; one micro-batch."""
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(count="fixed"))
     """Mask kinds and count mode; the paper's two masks, with the authors' mean token counts."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(precision="bfloat16"))
     """Device, precision, threads, compilation, activation checkpointing; the intervals do not
     matter here."""
-    steps: Positive = 10
+    steps: Count = 10
     """Timed updates; the median counts."""
-    warmup_steps: Positive = 3
+    warmup_steps: Count = 3
     """Updates before the clock starts (compilation, caches)."""
     estimate: bool = False
     """Count operations and memory only; nothing is run."""

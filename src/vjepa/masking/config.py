@@ -10,7 +10,7 @@ from vjepa.config import config_dataclass
 
 CountMode = Literal["prefix", "fixed", "packed"]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
-_Positive = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=1)]
 
 
 @config_dataclass
@@ -19,7 +19,7 @@ class MaskConfig:
 
     kind: Literal["multiblock", "tube"] = "multiblock"
     """`multiblock`: a union of blocks; `tube`: single places, hidden over the whole clip."""
-    num_blocks: _Positive = 8
+    num_blocks: _Count = 8
     """Blocks in a mask; they may overlap. Kind multiblock only."""
     spatial_scale: tuple[float, float] = (0.15, 0.15)
     """Area of one block as a share of the frame, drawn between these two. Kind multiblock only."""
@@ -30,9 +30,9 @@ class MaskConfig:
     tube_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Share of the places of a frame that is hidden; 0, with `context_frames`, hides the future
     alone. Kind tube only."""
-    context_frames: _Positive | None = None
+    context_frames: _Count | None = None
     """Causal masks: only the first so many frames may be seen; all later tokens are targets."""
-    max_context_tokens: _Positive | None = None
+    max_context_tokens: _Count | None = None
     """Never show the context encoder more tokens of a clip than this."""
     context_fraction: _Fraction | None = None
     """Count mode fixed: context tokens as a share of all; null: the mean of the authors' counts."""

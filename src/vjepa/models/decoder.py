@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
-from vjepa.models.attention import Block, Mlp, Packing, init_layer
+from vjepa.models.attention import Block, Mlp, init_layer
 from vjepa.models.config import EncoderConfig, check_position_width
 from vjepa.models.embedding import check_indices, position_code, sincos_1d
 from vjepa.models.encoder import NORM_EPS
+from vjepa.models.packing import Packing
 
 _Count = Annotated[int, Field(gt=0)]
 _Positive = Annotated[float, Field(gt=0)]

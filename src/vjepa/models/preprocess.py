@@ -141,7 +141,7 @@ def _require_pixels(low: float, high: float) -> None:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """Float32 [3,1,1,1] beside a tensor.
+    """Float32 [C, 1, 1, 1] beside a tensor.
 
     Filled, since a copy to a GPU would stop it, and made anew, since a tensor that is kept would
     be of the mode (inference, export) in which it was first asked for.
