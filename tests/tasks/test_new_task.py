@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tests.jobs.tiny_run import metrics, tiny_config, weights, write_set
 from torch import Tensor, nn
 
@@ -17,24 +20,25 @@ from vjepa.checkpoint import read_model
 from vjepa.errors import UserError
 from vjepa.jobs.decode import open_model
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.masking import MaskSampler
+from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA
 from vjepa.tasks import FeaturePrediction, Output, Task
 
 
-def _task_of_the_tour() -> type[Task]:
-    """The class that `docs/tour.md` shows, as it stands there, without the line that trains it."""
+def _tasks_of_the_tour() -> dict[str, Any]:
+    """What `docs/tour.md` shows, as it stands there, without the lines that train it."""
     tour = (Path(__file__).resolve().parents[2] / "docs" / "tour.md").read_text()
-    code = tour.partition("## A new task")[2].partition("```python")[2].partition("```")[0]
-    code, train, _ = code.partition("vjepa.pretrain(")
-    assert train
-    assert code.count("\n") < 60
     names: dict[str, Any] = {}
-    exec(code, names)
-    return names["MeanColour"]
+    for block in tour.partition("## A new task")[2].split("```python")[1:3]:
+        code, train, _ = block.partition("```")[0].partition("vjepa.pretrain(")
+        assert train
+        assert code.count("\n") < 60
+        exec(code, names)
+    return names
 
 
-MeanColour = _task_of_the_tour()
+_TOUR = _tasks_of_the_tour()
+MeanColour: type[Task] = _TOUR["MeanColour"]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,50 @@ def test_a_subclass_of_feature_prediction_leaves_a_whole_model(
     vjepa.pretrain(config, tmp_path / "colour", MeanColour)
     with pytest.raises(UserError, match="'MeanColour', which predicts no features"):
         vjepa.load_model(tmp_path / "colour")
+
+
+def test_the_tours_task_with_hidden_tokens(manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, "optim.steps=20")
+    made = _TOUR["frame_differences"](config)
+    still = torch.randn(2, 3, 1, 16, 16).expand(-1, -1, config.model.encoder.num_frames, -1, -1)
+    assert not made.targets(still).any()  # where nothing changes there is nothing to predict
+    vjepa.pretrain(config, tmp_path / "run", _TOUR["frame_differences"])
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    assert vjepa.load_encoder(tmp_path / "run").config.width == config.model.encoder.width
+
+
+class EveryOtherStep:
+    """Masks of one's own: every second time step is hidden."""
+
+    counts = None
+
+    def __init__(self, grid: tuple[int, int, int]) -> None:
+        steps = np.arange(math.prod(grid)) // (grid[1] * grid[2])
+        self._sides = [np.flatnonzero(steps % 2 == odd) for odd in (0, 1)]
+
+    def sample(self, ordinals: NDArray[np.int64], batch_index: int) -> tuple[TokenMasks, ...]:
+        return (TokenMasks(*(torch.from_numpy(x).expand(len(ordinals), -1) for x in self._sides)),)
+
+
+def test_masks_of_ones_own(manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        manifest,
+        "optim.steps=2",
+        "optim.accumulation_steps=2",
+        "training.health_every_steps=1",
+    )
+    sampler: Any = EveryOtherStep(config.model.encoder.grid)
+
+    def task(config: PretrainConfig) -> Task:
+        return FeaturePrediction(
+            VJEPA(config.model), sampler=sampler, batch_size=config.data.batch_size
+        )
+
+    vjepa.pretrain(config, tmp_path / "run", task)
+    report = next(line for line in metrics(tmp_path / "run") if line["kind"] == "health")
+    assert report["context_share/mask_0"] == report["target_share/mask_0"] == 0.5
 
 
 def test_accumulation_changes_nothing_but_rounding(manifest: Path, tmp_path: Path) -> None:
