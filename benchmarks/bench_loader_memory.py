@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tests.data.video_files import Spec, write_video
+from bench_decode import write_video
 
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
@@ -40,7 +40,7 @@ def memory(process: int) -> dict[str, float]:
 
 def write_manifest(folder: Path, rows: int) -> Path:
     """A manifest of so many rows, written in pieces."""
-    write_video(folder / "a.mp4", Spec(num_frames=80, gop=40))
+    write_video(folder / "a.mp4", gop=40, num_frames=80, seed=0)
     one = folder / "one.parquet"
     index_sources([str(folder / "a.mp4")], one, workers=1)
     table = pq.read_table(one)

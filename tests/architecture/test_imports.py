@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -175,3 +176,13 @@ if "torch._dynamo" in sys.modules:
     print("torch's compiler is loaded before it is used")
 """)
     assert output.strip() == ""
+
+
+def test_scripts_import_nothing_that_only_tests_find() -> None:
+    """``python benchmarks/X.py`` finds what lies beside it and what is installed."""
+    scripts = [
+        path for name in ("benchmarks", "studies", "docs") for path in (ROOT / name).glob("*.py")
+    ]
+    assert len(scripts) > 30
+    wrong = re.compile(r"^\s*(from|import) (tests|benchmarks|studies|docs)\b", re.M)
+    assert not [path.name for path in scripts if wrong.search(path.read_text())]
