@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_781
+MOST_LINES = 47_759
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2081, 50),
     "evaluation": (4492, 110),
-    "jobs": (8755, 190),
+    "jobs": (8758, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (884, 17),
     "jobs/probe": (2196, 57),
@@ -38,7 +38,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "models": (2696, 65),
     "reporting": (1232, 45),
     "runtime": (2628, 61),
-    "tasks": (1838, 44),
+    "tasks": (1813, 44),
     "top level": (991, 31),
     "training": (1751, 40),
 }

@@ -84,6 +84,19 @@ def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_
     assert vjepa.pretrain(longer, cut, MeanColour).step == 25
 
 
+def test_an_online_probe_wants_an_encoder(manifest: Path, tmp_path: Path) -> None:
+    probe = f"online_probe={{manifest: {manifest}, label: motion}}"
+    config = tiny_config(tmp_path, manifest, "optim.steps=2", probe)
+
+    def task(config: PretrainConfig) -> Task:
+        made: Any = MeanColour(config)
+        made.encoder = nn.Identity()
+        return made
+
+    with pytest.raises(UserError, match="MeanColour has no `encoder` whose `config` says its"):
+        vjepa.pretrain(config, tmp_path / "run", task)
+
+
 class WithHead(FeaturePrediction):
     """Feature prediction, and something more that is learnt."""
 

@@ -21,7 +21,7 @@ from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, InputConfig, ModelConfig, input_content
+from vjepa.models import VJEPA, Encoder, EncoderConfig, InputConfig, ModelConfig, input_content
 from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks import DensePrediction, LeVJEPA, Task
@@ -390,8 +390,11 @@ def online_probes(config: PretrainConfig, task: Task, group: ProcessGroup) -> li
     probe, encoder = config.online_probe, task.encoder_for_evaluation
     if probe is None:
         return []
-    if encoder is None:
-        raise UserError(f"online_probe: {type(task).__name__} has no encoder; leave it out")
+    if encoder is None or not isinstance(getattr(encoder, "config", None), EncoderConfig):
+        raise UserError(
+            f"online_probe: {type(task).__name__} has no `encoder` whose `config` says its sizes "
+            "(vjepa.models.EncoderConfig); leave the probe out"
+        )
     clip, transform, seed = config.data.clip, config.data.transform, config.seed
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
     precision = config.training.set_up_device().precision

@@ -84,8 +84,3 @@ class Detection(Task):
         """By layer of the encoder; 1 for the head."""
         depth = 0 if self.encoder is None else self.encoder.config.depth
         return layer_scale(name, depth, self._layer_decay)
-
-    @property
-    def encoder_for_evaluation(self) -> nn.Module | None:
-        """The encoder, if it is trained."""
-        return self.encoder

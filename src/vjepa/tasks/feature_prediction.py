@@ -87,11 +87,6 @@ class FeaturePrediction(MaskedPrediction):
         self._sigreg_coefficient, self._seed = sigreg_coefficient, seed
         self.compares_samples = sigreg_coefficient > 0
 
-    @property
-    def encoder_for_evaluation(self) -> Encoder:
-        """The target encoder (paper, section 4); with a teacher the encoder itself."""
-        return self.encoder if self._has_teacher else self.target_encoder
-
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """The target encoder follows the encoder, unless there is a teacher."""
         return [] if self._has_teacher else [(self.encoder, self.target_encoder)]

@@ -234,11 +234,6 @@ class FineTuning(Task):
             return []
         return [(self.encoder, self.target_encoder), (self.head, self.target_head)]
 
-    @property
-    def encoder_for_evaluation(self) -> nn.Module:
-        """The averaged encoder, where there is one."""
-        return self.target_encoder if self._averaged else self.encoder
-
 
 def mixed(
     clips: Tensor, targets: Tensor, mixtures: Sequence[Mixture], size: int

@@ -129,11 +129,6 @@ class LeVJEPA(Task):
         self.has_unused = encoder.modalities or len(encoder.levels) > 1
         self._config, self._seed, self._batch_size = config, seed, batch_size
 
-    @property
-    def encoder_for_evaluation(self) -> Encoder:
-        """The moving average."""
-        return self.target_encoder
-
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """The average follows the encoder."""
         return [(self.encoder, self.target_encoder)]

@@ -33,11 +33,6 @@ class PixelPrediction(MaskedPrediction):
         predictor = Predictor(config.encoder, config.predictor, out_width=width)
         super().__init__(config, encoder, predictor, sampler, batch_size)
 
-    @property
-    def encoder_for_evaluation(self) -> Encoder:
-        """The encoder."""
-        return self.encoder
-
     def forward(
         self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
     ) -> Output:

@@ -85,8 +85,8 @@ class Task(nn.Module, ABC):
 
     @property
     def encoder_for_evaluation(self) -> nn.Module | None:
-        """What frozen evaluation uses; None: this task has no encoder."""
-        return None
+        """What frozen evaluation uses: ``target_encoder``, if there is one, else ``encoder``."""
+        return getattr(self, "target_encoder", getattr(self, "encoder", None))
 
 
 def slice_of_part(size: int, part: int, parts: int) -> slice:
