@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_759
+MOST_LINES = 47_751
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -38,7 +38,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "models": (2696, 65),
     "reporting": (1232, 45),
     "runtime": (2628, 61),
-    "tasks": (1813, 44),
+    "tasks": (1805, 44),
     "top level": (991, 31),
     "training": (1751, 40),
 }

@@ -97,6 +97,17 @@ def test_an_online_probe_wants_an_encoder(manifest: Path, tmp_path: Path) -> Non
         vjepa.pretrain(config, tmp_path / "run", task)
 
 
+def test_a_collapse_is_told_of_any_task_that_reports_its_features(
+    manifest: Path, tmp_path: Path
+) -> None:
+    task = MeanColour(tiny_config(tmp_path, manifest))
+    rich = {"target_std": 0.9, "effective_rank": 9.0, "loss": 1.0}
+    poor = {"target_std": 0.2, "effective_rank": 2.0, "loss": 0.5}
+    assert task.alarm([rich]) is None
+    assert "the features may be collapsing" in (task.alarm([rich, poor]) or "")
+    assert task.alarm([{"accuracy": 0.1, "loss": 1.0}, {"accuracy": 0.0, "loss": 0.5}]) is None
+
+
 class WithHead(FeaturePrediction):
     """Feature prediction, and something more that is learnt."""
 

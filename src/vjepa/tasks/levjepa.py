@@ -22,7 +22,6 @@ from vjepa.models.operations import MaskTokens
 from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks.health import (
-    collapse_alarm,
     effective_rank,
     first_clips,
     representation_health,
@@ -227,7 +226,3 @@ class LeVJEPA(Task):
             "embedding_std": spread(embedded),
             "embedding_rank": effective_rank(embedded),
         }
-
-    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Whether the features seem to collapse."""
-        return collapse_alarm(history)

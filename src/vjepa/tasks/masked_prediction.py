@@ -16,7 +16,7 @@ from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor
 from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.tasks.health import collapse_alarm, first_clips
+from vjepa.tasks.health import first_clips
 from vjepa.tasks.task import Output, Task, slice_of_part
 
 TARGET_NORM_EPS = 1e-5
@@ -177,10 +177,6 @@ class MaskedPrediction(Task):
 
         Of normalised clips and their masks; :mod:`vjepa.tasks.health` says what they mean.
         """
-
-    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
-        """Whether the features seem to collapse."""
-        return collapse_alarm(history)
 
     @property
     def _own_masks(self) -> BatchMasks:

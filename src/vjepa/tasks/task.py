@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.runtime.distributed import ProcessGroup
+from vjepa.tasks.health import collapse_alarm
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +63,9 @@ class Task(nn.Module, ABC):
         """
         return {}
 
-    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:  # noqa: ARG002
+    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """A warning in words if the health reports so far, each with its ``loss``, look bad."""
-        return None
+        return collapse_alarm(history)
 
     def saved_modules(self) -> dict[str, nn.Module]:
         """All that a checkpoint holds, by name."""
