@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,11 +84,65 @@ def test_a_name_that_is_no_text_is_printed_in_any_locale(monkeypatch: pytest.Mon
     assert written.getvalue() == b"caf\\udce9.mp4\n"
 
 
+def test_what_runs_in_one_process_is_refused_under_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, vjepa: Callable, tmp_path: Path
+) -> None:
+    """Each process would do all of it, and write over the others' files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / "a.mp4").touch()
+    out = ["--out", str(tmp_path / "out.parquet")]
+    for argv in (
+        ["data", "index", str(tmp_path), *out],
+        ["finetune", "predict", "run", "a.mp4", *out],
+        ["probe", "predict", "run", "a.mp4"],
+        ["show", "masks", "a.mp4"],
+        ["export", "run", "--format", "onnx", "--out", str(tmp_path / "a.onnx")],
+    ):
+        outcome = vjepa(*argv)
+        name = " ".join(word for word in argv[:2] if word != "run")
+        assert f"error: WORLD_SIZE=2: `vjepa {name}` runs in one process" in outcome.err
+        assert outcome.code == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    for argv in (["pretrain"], ["finetune"], ["detect", "train"]):  # these share their work
+        assert vjepa(*argv, "--print-config").code == 0
+    assert "MASTER_ADDR" in vjepa("finetune", "eval", "run", "m.parquet").err
+
+
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
     _doctor_raises(monkeypatch, KeyboardInterrupt())
     outcome = vjepa("doctor")
     assert outcome.code == 130
     assert outcome.err.strip() == "interrupted: stopped at your request"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_every_command_says_that_the_system_stopped_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, vjepa: Callable
+) -> None:
+    number = signal.Signals[name]
+    monkeypatch.setattr(commands, "_doctor", lambda _: signal.raise_signal(number))
+    outcome = vjepa("doctor")
+    assert outcome.code == 75
+    assert outcome.err.strip() == "interrupted: stopped by the system"
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_of_several_processes_each_dies_of_a_signal_until_it_trains(
+    monkeypatch: pytest.MonkeyPatch, vjepa: Callable
+) -> None:
+    """A launcher sends it when one of them failed: 75 would start that failure again for ever."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    found = []
+
+    def run(args: object) -> int:
+        found.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    monkeypatch.setattr(commands, "_pretrain", run)
+    assert vjepa("pretrain").code == 0
+    assert found == [signal.SIG_DFL]
 
 
 @pytest.mark.parametrize(

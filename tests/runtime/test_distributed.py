@@ -283,3 +283,21 @@ def test_who_did_not_come_is_named() -> None:
 def test_only_the_network_says_that_a_process_is_lost(message: str, *, is_lost: bool) -> None:
     """A defect of this process keeps its traceback, whatever words its message quotes."""
     assert is_connection_loss(RuntimeError(message)) == is_lost
+
+
+class _WithAnother(ProcessGroup):
+    """This process is the second one; the first one has read `main`."""
+
+    main: object = None
+
+    def gather(self, value: object) -> list:
+        return [self.main, value]
+
+
+def test_what_only_one_machine_holds_is_refused_by_all() -> None:
+    group = _WithAnother(rank=1, size=2)
+    group.check_same(None, "m.parquet", "videos")
+    with pytest.raises(
+        UserError, match=r"^m\.parquet: process 1 reads other videos there than the"
+    ):
+        group.check_same("mine", "m.parquet", "videos")

@@ -6,6 +6,7 @@ import logging
 import mmap
 import os
 import platform
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,35 @@ def test_what_was_started_stops_when_its_starter_is_killed() -> None:
     starter.kill()
     # The end of the pipe comes when the child, which holds it, too, is gone.
     assert starter.communicate(timeout=600)[0] == ""
+
+
+_IN_A_TERMINAL = """
+import signal, sys, time
+from vjepa.runtime.process import REQUEUE_SIGNALS, handled
+found = []
+with handled(REQUEUE_SIGNALS, lambda number, _: found.append(number)):
+    print("on", flush=True)
+    while not found:
+        time.sleep(0.01)
+    try:
+        print("finishing", file=sys.stderr)
+    except OSError:
+        pass  # as logging and the progress display do
+print("stopped, resume with ...")
+print("the same", file=sys.stderr)
+sys.exit(75)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tells of a closed terminal")
+def test_a_terminal_that_closes_does_not_cost_the_exit_code() -> None:
+    """The last lines fail there, at the latest when Python flushes them: its own code is 120."""
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", _IN_A_TERMINAL])
+    assert os.read(terminal, 2) == b"on"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
 
 
 def test_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:

@@ -122,7 +122,7 @@ def add_pretrain(parser: Parser) -> None:
     """Options of `vjepa pretrain`."""
     parser.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
     parser.add_path("--out", "DIR", "run folder, made if missing", needed=True)
-    parser.set_defaults(run=_pretrain)
+    parser.set_defaults(run=_pretrain, is_shared=True)
 
 
 def _pretrain(args: argparse.Namespace) -> int:

@@ -72,6 +72,7 @@ def add_arguments(parser: Parser) -> None:
     train = add_action("train", _TRAIN_HELP, _train)
     train.take_config("vjepa.jobs.detect.config:DetectConfig", recipes="detect")
     train.add_path("--out", "DIR", "new folder for the detector", needed=True)
+    train.set_defaults(is_shared=True)
     evaluate = add_action("eval", _EVAL_HELP, _eval)
     evaluate.add_path("source", "SRC", "folder of a trained detector, or a .csv of detections")
     evaluate.add_path("table", "TABLE", "table of boxes made by vjepa data ava")

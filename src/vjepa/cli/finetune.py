@@ -55,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
     parser.take_config("vjepa.jobs.finetune.config:FinetuneConfig", recipes="finetune")
     parser.add_path("--out", "DIR", "run folder, made if missing", needed=True)
     add_action = parser.add_commands("ACTION")
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, is_shared=True)
     evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
     for command in (evaluate, predict):
         command.add_path("probe", "RUN", "folder of a finetune run that has ended")

@@ -1,9 +1,9 @@
 """The ``vjepa`` command: finds the subcommand, runs it, turns errors into one line.
 
-Exit code 0 means that the work was done; 2 that the input was bad; 130 that the user stopped it; 75
-that the system (SIGTERM, SIGHUP, SIGUSR1) asked training, or an index, for an end and the same
-command, started again, goes on; 1 that another process of the job was lost. Other commands SIGTERM
-ends as it ends any process (143 in a shell). Any other error is a defect of ours: it keeps its
+Exit code 0 means that the work was done; 2 that the input was bad; 130 that the user stopped it;
+75 that the system (SIGTERM, SIGHUP, SIGUSR1) did, and the same command, started again, goes on; 1
+that another process of the job was lost. Several processes of a launcher a signal ends before they
+train as it ends any process (143 in a shell). Any other error is a defect of ours: it keeps its
 traceback and ends with 1.
 """
 
@@ -16,7 +16,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show, studies
 from vjepa.cli.parser import (
@@ -28,9 +28,10 @@ from vjepa.cli.parser import (
     Parser,
 )
 from vjepa.errors import LostProcessError, StoppedBySystem, UserError
+from vjepa.runtime.distributed import check_alone, world
 from vjepa.runtime.files import DISK_FULL
 from vjepa.runtime.logging import configure_logging
-from vjepa.runtime.process import prevent_openmp_spinning
+from vjepa.runtime.process import prevent_openmp_spinning, stopping_at_signals
 from vjepa.version import __version__
 
 COMMANDS = {
@@ -55,7 +56,8 @@ COMMANDS = {
 }
 """The subcommands in the order of the help: text, and what adds the options to a parser.
 
-Each names the function that does the work, ``run(args) -> exit code``, by ``set_defaults``."""
+Each names the function that does the work, ``run(args) -> exit code``, by ``set_defaults``, and
+says there ``is_shared`` if the processes that a launcher started share it; others run in one."""
 
 _DESCRIPTION = """\
 V-JEPA: learn from video by predicting features (arXiv 2404.08471).
@@ -104,7 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not hasattr(args, "run"):
             args.parser.print_help()
             return EXIT_BAD_INPUT
-        return args.run(args)
+        if not getattr(args, "is_shared", False):
+            check_alone(args.parser.prog.partition(" ")[2])
+        # Of several processes one that cannot begin makes the launcher end the others: not as if
+        # the system had, or they would all be started again for ever.
+        with stopping_at_signals() if world().size == 1 else nullcontext():
+            return args.run(args)
     except Answered:
         return 0
     except LostProcessError as error:

@@ -119,12 +119,12 @@ def add_uses(evaluate: Parser, predict: Parser, load: str) -> None:
     evaluate.add_path("--calibration", "FILE", text)
     evaluate.add_path("--answers", "FILE", "write every video's answer here (.csv)")
     evaluate.add_path("--json", "FILE", "write the metrics here too")
-    evaluate.set_defaults(run=_eval)
+    evaluate.set_defaults(run=_eval, is_shared=True)
     predict.add_path("sources", "SRC", "what to look at", nargs="+")
     predict.add_argument("--split", metavar="NAME", help="only this split of manifests and lists")
     predict.add_number("--top", int, "N", "classes", default=5)
     predict.add_path("--out", "FILE", "write them to a .jsonl, .csv or .parquet file")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=_predict, is_shared=False)
 
 
 def _train(args: argparse.Namespace) -> int:

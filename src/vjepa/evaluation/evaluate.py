@@ -172,6 +172,8 @@ def evaluate(
     every video's own answer to the CSV file `answers`, for tests on pairs of probes.
     """
     group, device = group or ProcessGroup(), extractor.setup.device
+    manifest = split.manifest
+    group.check_same(manifest.content_hash, manifest.source, "videos, splits or labels")
     shards = extractor.shards(split, share=(group.rank, group.size))
     view = extractor.settings.view
     (own,), own_bad = count_answers(head.to(device), 1, shards, split.labels, view, device)
@@ -188,11 +190,11 @@ def evaluate(
         with atomic_path(answers) as aside, aside.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", *names])
-            paths = itertools.chain.from_iterable(split.manifest.paths(rows))
+            paths = itertools.chain.from_iterable(manifest.paths(rows))
             writer.writerows([path, *line] for path, line in zip(paths, lines, strict=True))
     return Evaluation(
-        manifest=split.manifest.source,
-        manifest_hash=split.manifest.content_hash,
+        manifest=manifest.source,
+        manifest_hash=manifest.content_hash,
         split=split.split,
         metrics=total.metrics(),
         bad_videos=tuple(bad),

@@ -127,7 +127,8 @@ class OnlineProbe:
                 *(config.max_clips, sizes.num_tokens, sizes.width),
             )
         try:
-            manifest = Manifest.open(config.manifest)
+            manifest, what = Manifest.open(config.manifest), "videos, splits or labels"
+            self._group.check_same(manifest.content_hash, manifest.source, what)
             part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
             train = part(config.train_split, f"split {config.train_split}")
             check_every_class_has_a_sample(train.labels, f"manifest {manifest.source}")

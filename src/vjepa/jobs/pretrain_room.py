@@ -303,16 +303,10 @@ def check_same_videos(
         return None if newest is None else read_json(newest / CONFIG_FILE).get(name)
 
     ((name, own),) = order_hashes(**{kind: manifests}).items()
-    everyone, before = group.gather(own), group.on_main(stored)
+    before = group.on_main(stored)
     for number, manifest in enumerate(manifests):
-        main = everyone[0][number]
-        other = [rank for rank, theirs in enumerate(everyone) if theirs[number] != main]
-        if other:
-            raise UserError(
-                f"{manifest.source}: process {other[0]} reads other videos, or other weights of "
-                "them, there than the main process; give all machines the same manifest"
-            )
-        if before is not None and before[number] != main:
+        group.check_same(own[number], manifest.source, "videos, or other weights of them,")
+        if before is not None and before[number] != own[number]:
             raise UserError(
                 f"{out}: was begun with other videos, or other weights of them, than "
                 f"{manifest.source} holds now; bring that manifest back, or give another --out "

@@ -124,6 +124,15 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     )
 
 
+def check_alone(job: str) -> None:
+    """Refuse to run ``vjepa JOB``, which runs in one process, where a launcher started several."""
+    if world().size > 1:
+        raise UserError(
+            f"WORLD_SIZE={world().size}: `vjepa {job}` runs in one process; start it without a "
+            "launcher, or `unset WORLD_SIZE RANK` if they are left over"
+        )
+
+
 def _place(launcher: tuple[str, str, str, str], environment: Mapping[str, str]) -> World:
     """What a launcher's variables say, which are there."""
     _, rank, size, local = launcher
@@ -242,6 +251,20 @@ class ProcessGroup(World):
         said = [reason for own in self.gather(reasons) for reason in own]
         if said:
             raise UserError(said[0])
+
+    def check_same(self, value: object, where: str, what: str) -> None:
+        """Go on only if every process has the main one's value of what it read in a file `where`.
+
+        Raises:
+            UserError: Some process has another `what` (in the plural), in every process.
+        """
+        everyone = self.gather(value)
+        other = [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]
+        if other:
+            raise UserError(
+                f"{where}: process {other[0]} reads other {what} there than the main process; "
+                "give all machines the same file"
+            )
 
     def name_silent(self) -> str:
         """Who does not answer any more, in words; called by those who are still there."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vjepa.errors import UserError
-from vjepa.runtime.distributed import world
+from vjepa.runtime.distributed import check_alone
 
 PARTIAL_SUFFIX = ".partial"
 _LOGGER = logging.getLogger(__name__)
@@ -337,11 +337,8 @@ def claimed_folder(folder: Path, job: str, *, is_shared: bool = False) -> Genera
         UserError: It is another's, another process holds it, it cannot be written, or a launcher
             has started several processes.
     """
-    if world().size > 1 and not is_shared:
-        raise UserError(
-            f"WORLD_SIZE={world().size}: `vjepa {job}` runs in one process; start it without a "
-            "launcher, or `unset WORLD_SIZE RANK` if they are left over"
-        )
+    if not is_shared:
+        check_alone(job)
     with written(folder):
         is_new, owner = not folder.exists(), job_of(folder)
         if owner not in (None, job):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, MutableMappi
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from vjepa.errors import StoppedBySystem
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -96,7 +99,8 @@ def handled(
     """Let a handler take signals meanwhile.
 
     Not SIGHUP in a job of ``nohup``, to which it means nothing, and none outside the main thread,
-    where Python allows no handlers.
+    where Python allows no handlers. Of a terminal that was closed meanwhile it lets go: the last
+    lines are written nowhere, where they would fail and cost the job its exit code.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -108,6 +112,31 @@ def handled(
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+        for stream in (1, 2) if before else ():
+            state = select.poll()
+            state.register(stream, 0)
+            if any(found & select.POLLHUP for _, found in state.poll(0)):
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream)
+
+
+@contextmanager
+def stopping_at_signals() -> Generator[None]:
+    """Let the system's request for an end stop this as Ctrl-C does, unless others handle it.
+
+    Raises:
+        StoppedBySystem: It was asked for. Further requests, of which launchers send several, change
+            nothing.
+    """
+
+    def stop(*_: object) -> None:
+        for number in taken:
+            signal.signal(number, signal.SIG_IGN)
+        raise StoppedBySystem
+
+    taken = [one for one in REQUEUE_SIGNALS if signal.getsignal(one) == signal.SIG_DFL]
+    with handled(taken, stop):
+        yield
 
 
 def stop_with_parent() -> None:

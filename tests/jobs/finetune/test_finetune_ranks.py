@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from tests.jobs.finetune.tiny_finetune import write_recipe
 from tests.jobs.tiny_run import launch, launch_all, metrics, weights
+
+from vjepa.data.manifest.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -92,3 +95,25 @@ def test_saved_by_two_processes_goes_on_in_one(runs: Path, recipe: Path, tmp_pat
     for full, value in theirs.items():
         if not full.endswith("qkv.bias"):
             torch.testing.assert_close(ours[full], value, atol=2e-5, rtol=0, msg=full)
+
+
+def test_other_labels_on_another_machine_are_refused(
+    videos: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """Before training: the videos are the same, and the main process alone reads its record."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    table = Manifest.open(videos).rooted_at(None)
+    place = table.column_names.index("label.colour")
+    for folder in folders:
+        folder.mkdir()
+        Manifest(table, Path("/")).write(folder / "m.parquet")
+        labels = pa.array(table.column(place).to_pylist()[::-1])
+        table = table.set_column(place, "label.colour", labels)
+    job = {"command": "finetune", "ranks": 2, "config": str(recipe), "out": str(tmp_path / "run")}
+    overrides = [*_COMMON, "data.train.manifest=m.parquet"]
+    codes, said = launch(
+        tmp_path, [{**job, "folders": list(map(str, folders)), "overrides": overrides}]
+    )
+    assert codes == [[2] * 2], said
+    assert said.count("m.parquet: process 1 reads other videos, splits or labels there") == 2
+    assert not (tmp_path / "run").exists()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from os.path import isfile
@@ -40,10 +39,10 @@ from vjepa.data.manifest.manifest import (
 )
 from vjepa.data.video.info import IMAGE_FOLDER_FPS, MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
-from vjepa.errors import StoppedBySystem, UserError
+from vjepa.errors import UserError
 from vjepa.paths import local_path
 from vjepa.runtime.files import check_writable, now_and_then, written
-from vjepa.runtime.process import REQUEUE_SIGNALS, handled
+from vjepa.runtime.process import stopping_at_signals
 from vjepa.runtime.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
@@ -223,7 +222,7 @@ def index_sources(
             manifest.write(_partial_path(target), note)
         return manifest
 
-    with _stops_at_signals():
+    with stopping_at_signals():
         try:
             inspect_all(orders, listing.num_rows, found, config, workers, save=put_together)
         finally:
@@ -242,20 +241,6 @@ def index_sources(
     manifest.write(target, note)
     _partial_path(target).unlink(missing_ok=True)
     return Manifest.open(target)
-
-
-@contextmanager
-def _stops_at_signals() -> Generator[None]:
-    """Let the system's request for an end stop this as Ctrl-C does, unless others handle it."""
-
-    def stop(*_: object) -> None:
-        for number in taken:
-            signal.signal(number, signal.SIG_IGN)  # launchers send several
-        raise StoppedBySystem
-
-    taken = [one for one in REQUEUE_SIGNALS if signal.getsignal(one) == signal.SIG_DFL]
-    with handled(taken, stop):
-        yield
 
 
 def _checked_names(

@@ -122,6 +122,7 @@ def _train(
     rows = training_rows(config, data)
     _check_batch(config, data, rows, group)
     learnt = _learnt(data.table, rows)
+    _check_same_boxes(config, data.table, learnt, test, group)
     group.on_main(lambda: _check_goes_on(out, data.table, learnt))
     group.on_main(lambda: begin_folder(out, JOB, given))
     stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
@@ -334,6 +335,20 @@ def _learnt(table: BoxTable, rows: NDArray[np.int64]) -> dict[str, Any]:
     numbers = [column[rows].tolist() for column in (table.second, table.time, table.box)]
     digest = hashlib.sha256(json.dumps([labels, *numbers]).encode()).hexdigest()
     return {"classes": [list(one) for one in table.classes.items()], "boxes_hash": digest}
+
+
+def _check_same_boxes(
+    config: DetectConfig,
+    table: BoxTable,
+    learnt: dict[str, Any],
+    test: KeyFrames | None,
+    group: ProcessGroup,
+) -> None:
+    """Refuse other tables than another process has."""
+    group.check_same(learnt, table.source_file, "classes or boxes")
+    if test is not None:
+        _, rows = test_rows(test.table, config.data.test_on)
+        group.check_same(_learnt(test.table, rows), test.table.source_file, "classes or boxes")
 
 
 def _check_goes_on(out: Path, table: BoxTable, learnt: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         optim = config.optim.schedules(len(inputs.videos), data.batch_size)
         about = _about(config, inputs, optim.steps)
         newest = group.on_main(lambda: newest_step(out))
-        check_same_videos([inputs.videos], "videos", out, group)
+        _check_same_inputs(inputs, out, group)
         if newest is None and config.mix.is_on and config.mix.group == 1:
             raise UserError("mix.group: 1 mixes nothing; give 2 or more, or mix.probability 0")
         if newest is not None:
@@ -174,6 +174,14 @@ def _about(config: FinetuneConfig, inputs: FinetuneInputs, steps: int) -> dict[s
         "steps": steps,
         "started_from": inputs.identity.sentence,
     }
+
+
+def _check_same_inputs(inputs: FinetuneInputs, out: Path, group: ProcessGroup) -> None:
+    """Refuse other videos or labels than another process has, or videos than the run had."""
+    others = (one.manifest for one in (inputs.validation, inputs.test) if one is not None)
+    for one in (inputs.videos, *others):
+        group.check_same(one.content_hash, one.source, "videos, splits or labels")
+    check_same_videos([inputs.videos], "videos", out, group)
 
 
 def _check_goes_on(inputs: FinetuneInputs, out: Path, newest: Path) -> None:
