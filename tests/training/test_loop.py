@@ -290,16 +290,55 @@ def test_the_bound_of_a_run_that_ends_by_time_is_not_said(
     assert "stopped by SIGINT after step 8; saved as" in caplog.text
 
 
-def test_signal_in_an_evaluation_is_not_lost(tmp_path: Path) -> None:
-    class SignallingEvaluator(ToyEvaluator):
+class _Stopped(ToyEvaluator):
+    """A signal comes while it measures after step 7, for the first so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def run(self, step: int) -> dict[str, float]:
+        if step == 7 and self.times:
+            self.times -= 1
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it went on measuring")
+        return super().run(step)
+
+
+def test_a_stop_does_not_wait_for_an_evaluation_which_comes_in_the_next_run(tmp_path: Path) -> None:
+    """An online probe of many videos may take longer than a scheduler waits before it kills."""
+
+    def evaluations() -> list[int]:
+        return [line["step"] for line in _lines(tmp_path) if line["kind"] == "evaluation"]
+
+    evaluators = [ToyEvaluator(), _Stopped(2), ToyEvaluator()]
+    for done in (1, 1):  # the second time while it makes up for it
+        result = make_trainer(tmp_path, evaluators=evaluators).fit()
+        assert (result.step, result.interrupted, result.requeue) == (7, True, True)
+        assert result.checkpoint == tmp_path / "checkpoints" / "step_00000007"
+        assert evaluations() == [7] * done
+    assert make_trainer(tmp_path, evaluators=evaluators).fit().step == 12
+    assert evaluations() == [7, 7, 7, 12, 12, 12]
+    undisturbed = make_trainer(tmp_path / "b", evaluators=[ToyEvaluator()] * 3)
+    undisturbed.fit()
+    ours, theirs = _lines(tmp_path), _lines(tmp_path / "b")
+    assert [(line["kind"], line["step"]) for line in ours] == [
+        (line["kind"], line["step"]) for line in theirs
+    ]
+
+
+def test_the_last_evaluation_is_waited_for(tmp_path: Path) -> None:
+    """A run that is done does not go on."""
+
+    class Last(ToyEvaluator):
         def run(self, step: int) -> dict[str, float]:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
             return super().run(step)
 
-    result = make_trainer(tmp_path, evaluators=[SignallingEvaluator()]).fit()
-    assert (result.step, result.interrupted) == (7, True)
-    assert result.checkpoint == tmp_path / "checkpoints" / "step_00000007"
-    assert [line["step"] for line in _lines(tmp_path) if line["kind"] == "evaluation"] == [7]
+    training = replace(TRAINING, evaluate_every_steps=12)
+    result = make_trainer(tmp_path, evaluators=[Last()], training=training).fit()
+    assert (result.step, result.interrupted) == (12, False)
+    assert [line["step"] for line in _lines(tmp_path) if line["kind"] == "evaluation"] == [12]
 
 
 def test_signal_without_a_folder_says_that_nothing_is_saved(

@@ -234,10 +234,9 @@ def _reset_signals() -> None:
     """A forked worker must not inherit a handler that swallows SIGTERM."""
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(getattr(handler, "__self__", None), StopSignals):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for number in set(REQUEUE_SIGNALS) - {signal.SIGTERM}:
-            signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGINT, *REQUEUE_SIGNALS):
+            is_end = number == signal.SIGTERM
+            signal.signal(number, signal.SIG_DFL if is_end else signal.SIG_IGN)
 
 
 os.register_at_fork(after_in_child=_reset_signals)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,6 +137,7 @@ class Trainer:
         self._cpu_seconds = 0.0  # of the windows that are read
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
+        self._unmeasured: list[int] = []  # evaluators that a stop came before
 
     def _open_store(self, folder: Path) -> CheckpointStore:
         place, training = folder / CHECKPOINTS_FOLDER, self.training
@@ -178,9 +180,9 @@ class Trainer:
                 progress = stack.enter_context(Progress(self.description, shown, self._completed))
             batches = self.batches(self._completed, total)
             first, last, failure = self._completed, None, None
-            self._set_training_mode()
-            self._window.restart()
             try:
+                self._measure(self._unmeasured, signals)
+                self._window.restart()
                 while self._completed < total:
                     asked, batch, request = time.perf_counter(), None, self._request(signals)
                     if not request:
@@ -204,12 +206,12 @@ class Trainer:
                     self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
                     self._completed, last = update, batch
                     self._foretell(update - first, time.perf_counter() - asked)
-                    self._after_update(batch)
+                    self._after_update(batch, signals)
                     if progress is not None:
                         note = None if len(self._window) else self._note()
                         progress.update(update, note, self._expected_steps())
                 if request == _OUT_OF_TIME and last is not None:
-                    self._after_update(last, is_end=True)
+                    self._after_update(last, signals, is_end=True)
                 if len(self._window):
                     self._log_window()
                 if self._completed != self._saved_step:
@@ -290,7 +292,7 @@ class Trainer:
         used = self._used(self._seconds(), self._cpu_so_far())
         return min(steps, max(self._completed, round(self._completed / used))) if used else steps
 
-    def _after_update(self, batch: Any, *, is_end: bool = False) -> None:
+    def _after_update(self, batch: Any, signals: StopSignals, *, is_end: bool = False) -> None:
         """Log, measure and save what is due; at an end by time, what was not due just now."""
 
         def is_due(every: int | None) -> bool:
@@ -301,9 +303,9 @@ class Trainer:
         save = is_due(self.training.checkpoint_every_steps)
         health = is_due(self.training.health_every_steps)
         usual = self.training.evaluate_every_steps
-        evaluators = [e for e in self.evaluators if is_due(e.every_steps or usual)]
+        due = [n for n, e in enumerate(self.evaluators) if is_due(e.every_steps or usual)]
         log = is_due(self.training.log_every_steps) or (not is_end and self._is_bad_on_cpu())
-        if not (log or save or health or evaluators):
+        if not (log or save or health or due):
             return
         # Whatever takes time or may be resumed from ends the window too: then no line of the log
         # reaches over a resume, and no rate counts an evaluation's time.
@@ -311,21 +313,29 @@ class Trainer:
             self._log_window()
         if health:
             self._log_health(batch)
-        for evaluator in evaluators:
-            self._write("evaluation", evaluator.run(self._completed))
-            self._set_training_mode()
+        # What ends here is not resumed, and others would wait for a process that gives up.
+        is_over = is_end or self._completed == self.optim.steps or self.group.size > 1
+        self._measure(due, None if is_over else signals)
         # Last, so that a resumed run has every line up to this step in its log.
         if save:
             self._save()
         self._window.restart()
 
+    def _measure(self, evaluators: Sequence[int], signals: StopSignals | None) -> None:
+        """Run evaluators, by number; at a stop the rest of them is left to the run that goes on."""
+        self._unmeasured = [number for number in evaluators if number < len(self.evaluators)]
+        while self._unmeasured:
+            run = partial(self.evaluators[self._unmeasured[0]].run, self._completed)
+            if (found := signals.wait_for(run) if signals else run()) is None:
+                return
+            self._unmeasured.pop(0)
+            self._write("evaluation", found)
+        for module in self.learner.modules.values():
+            module.train()
+
     def _is_bad_on_cpu(self) -> bool:
         """On the CPU this look costs nothing, and the first bad update stops the run at once."""
         return self.learner.setup.device.type == "cpu" and not self._window.last_was_applied()
-
-    def _set_training_mode(self) -> None:
-        for module in self.learner.modules.values():
-            module.train()
 
     def _log_window(self) -> None:
         steps, values, ranks = self._window.read(self.group)
@@ -373,6 +383,7 @@ class Trainer:
             "alarm": {"history": list(self._reports), "ringing": self._ringing},
             "spikes": None if spikes is None else spikes.state(),
             "skipped": list(self._guard.recent),
+            "unmeasured": self._unmeasured,
         }
         modules, optimizer = self.task.saved_modules(), self.learner.optimizer
         self._checkpoint = self.store.save(self._completed, modules, optimizer, self.about, extra)
@@ -398,6 +409,7 @@ class Trainer:
         self._reports = [dict(report) for report in extra["alarm"]["history"]]
         self._ringing = bool(extra["alarm"]["ringing"])
         self._guard.recent.extend(extra.get("skipped", ()))
+        self._unmeasured = list(extra.get("unmeasured", ()))
         losses = extra.get("spikes")
         if self.learner.spikes is not None and losses is not None:
             self.learner.spikes.load_state(losses)
@@ -408,11 +420,8 @@ class Trainer:
             sink.write(record)
 
     def _note(self) -> str:
-        means = self._last_means
-        return (
-            f"loss {means['loss']:.4g}, {means['clips_per_second']:.3g} clips/s, "
-            f"data wait {means['data_wait_share']:.0%}"
-        )
+        said = "loss {loss:.4g}, {clips_per_second:.3g} clips/s, data wait {data_wait_share:.0%}"
+        return said.format_map(self._last_means)
 
     def _kept(self) -> str:
         if self._checkpoint is not None:
