@@ -320,3 +320,13 @@ def test_the_default_folder_is_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     caches = _caches([manifest], None)
     assert caches[0].folder.parent == tmp_path / "vjepa" / "frames"
+
+
+def test_a_film_may_take_longer_than_a_clip(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sample_timeout_seconds` is made for clips: each frame of a whole video begins it anew."""
+    said: list[None] = []
+    monkeypatch.setattr(frame_cache, "going_on", lambda: said.append(None))
+    _caches([manifest], tmp_path, num_workers=0)
+    assert len(said) == manifest.num_frames.sum()

@@ -31,7 +31,7 @@ from vjepa.data.video.info import DecodeError, VideoInfo, within_memory
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_folder, atomic_path, now_and_then, sync
 from vjepa.runtime.progress import Progress
-from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
+from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool, going_on
 
 if TYPE_CHECKING:
     from vjepa.data.loader.reading import ReadingConfig
@@ -226,6 +226,7 @@ def _decode(file: Path, order: _CacheOrder) -> NDArray[np.float64] | str | None:
                     small = resize_frames(whole, height, width, "antialias")
                     image = small[0].permute(1, 2, 0).numpy()
                 out[frame.number] = image
+                going_on()  # a film takes longer than a clip may
             return frame_times(order.video)
     except DecodeError as error:
         return error.reason

@@ -20,7 +20,8 @@ from tests.data.video_files import (
     write_video,
 )
 
-from vjepa.data.prepare.config import Order, Part, TranscodeConfig
+from vjepa.data.prepare import matching, storing
+from vjepa.data.prepare.config import MatchConfig, Order, Part, TranscodeConfig
 from vjepa.data.prepare.storing import (
     encode,
     encode_order,
@@ -213,3 +214,18 @@ def test_copies_and_images_keep_their_bytes(tmp_path: Path) -> None:
     folder = inspect_file(str(write_image_folder(tmp_path / "clip", 3)))
     with pytest.raises(DecodeError, match="cannot be copied"):
         output_suffix(folder, TranscodeConfig(mode="copy"))
+
+
+def test_a_long_film_makes_progress_at_every_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`timeout_seconds` is for what hangs, not for what is long."""
+    said: list[None] = []
+    for module in (storing, matching):
+        monkeypatch.setattr(module, "going_on", lambda: said.append(None))
+    source = write_video(tmp_path / "a.mp4")
+    info = _encode(source, tmp_path / "out.mp4")
+    assert len(said) == info.num_frames
+    matching.take_fingerprint(info, _WHOLE, MatchConfig())
+    hashed = len(matching.hashed_frames(info, _WHOLE, MatchConfig()))
+    assert len(said) == info.num_frames + hashed

@@ -218,7 +218,7 @@ def _storage_of(path: str) -> AbstractFileSystem:
     if protocol not in _PROTOCOLS or "::" in path:
         known = ", ".join(sorted(_PROTOCOLS))
         raise UnreadableAddressError(
-            f"{path}: no storage system that is read from here (these are: {known})"
+            f"{path}: no storage system that is read from here (these are: {known}); fetch it first"
         )
     try:
         import fsspec

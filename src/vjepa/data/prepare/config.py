@@ -148,7 +148,8 @@ class PrepareConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What a file may demand at most."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Longest time for reading or encoding one video; then its process is killed."""
+    """Longest time for which reading or encoding a video makes no progress; then its process is
+    killed."""
     max_removed: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Stop before anything is encoded if a larger share of the videos would be removed: a sign of
     names that are running numbers, or of a threshold that is too high. Or before anything is stored

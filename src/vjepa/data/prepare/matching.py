@@ -33,6 +33,7 @@ from vjepa.data.video.decode import frame_times, read_frames
 from vjepa.data.video.images import images_in
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
+from vjepa.runtime.workers import going_on
 
 SIDE = 32
 """Side of the grey image that is hashed, in pixels."""
@@ -124,6 +125,7 @@ def take_fingerprint(info: VideoInfo, part: Part, match: MatchConfig) -> Fingerp
     hashes: list[int] = []
     if match.by_pictures:
         for streamed in read_frames(info, hashed_frames(info, part, match)):
+            going_on()
             thumbnail = grey_thumbnail(streamed.image)
             if is_informative(thumbnail):
                 hashes.append(hash_thumbnail(thumbnail))

@@ -27,6 +27,7 @@ from vjepa.data.video.decode import frame_times, read_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, info_to_json
 from vjepa.data.video.inspect import inspect_file
 from vjepa.runtime.files import atomic_path, atomic_write, read_json, sync
+from vjepa.runtime.workers import going_on
 
 # Ticks per second of the written timestamps: exact for all usual frame rates.
 _CLOCK = 90_000
@@ -116,6 +117,7 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
             frame = picture.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
             frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
             container.mux(stream.encode(frame))
+            going_on()
         container.mux(stream.encode(None))
 
 
