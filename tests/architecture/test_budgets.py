@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_821
+MOST_LINES = 47_842
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -22,18 +22,18 @@ LONGEST_READING_PATH = 6_000
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3977, 100),
     "cli": (2273, 30),
-    "data": (1051, 15),
+    "data": (1052, 15),
     "data/clips": (1945, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1914, 38),
-    "data/prepare": (1290, 37),
+    "data/prepare": (1295, 37),
     "data/video": (2457, 54),
     "demo": (2081, 50),
-    "evaluation": (4495, 110),
-    "jobs": (8752, 190),
-    "jobs/detect": (1260, 23),
+    "evaluation": (4556, 113),
+    "jobs": (8740, 190),
+    "jobs/detect": (1258, 23),
     "jobs/finetune": (892, 17),
-    "jobs/probe": (2196, 57),
+    "jobs/probe": (2164, 54),
     "masking": (797, 15),
     "models": (2696, 65),
     "reporting": (1232, 45),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.errors import UserError
-from vjepa.jobs.probe.encoder import stretches
+from vjepa.evaluation.video_features import stretches
 from vjepa.models import PIXEL_MEAN, PIXEL_STD
 
 

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.cli.conftest import Outcome
-from tests.evaluation.tiny_videos import make_set
+from tests.evaluation.tiny_videos import make_set, write_video
 
 import vjepa as library
 from vjepa.checkpoint.catalogue import MODELS
@@ -79,7 +80,7 @@ def _train(run: Run, file: Path, manifest: Path, out: Path, *more: object) -> Ou
 def test_from_video_to_result(
     name: str, vjepa: Run, files: Path, small: Path, tmp_path: Path
 ) -> None:
-    title, _, _, crop, width = TINY[name]
+    title, heads, size, _, width = TINY[name]
     if title in ("Hiera", "DINOv2", "OpenCLIP"):
         pytest.importorskip("timm")
     (file,), probe = files.parent.rglob(name), tmp_path / "probe"
@@ -116,13 +117,20 @@ def test_from_video_to_result(
     assert guessed.code == 0
     assert result["encoder"] in guessed.out
 
+    video = tmp_path / "wide.mp4"
+    write_video(video, np.random.default_rng(0).integers(0, 256, (9, 32, 64, 3), np.uint8))
     made = vjepa(
-        *("features", video, *_options(file), "--framing.kind", "centre", "--framing.size", crop),
-        *("--pool", "video", "--readers", 0, "--device", "cpu", "--out", tmp_path / "features"),
+        *("features", video, *_options(file), "--pool", "video", "--readers", 0),
+        *("--device", "cpu", "--out", tmp_path / "features"),
     )
     assert made.code == 0, made.err
-    loaded = library.load_features(tmp_path / "features")
-    assert loaded[str(video)].tokens.shape == (width,)
+    loaded = library.load_features(tmp_path / "features")[str(video)]
+    assert loaded.tokens.shape == (width,)
+    encoder = library.load_encoder(file, num_heads=heads, image_size=size)
+    found = library.extract_features(encoder, video, pool="video")
+    torch.testing.assert_close(found.tokens, loaded.tokens)
+    one_size = title in ("VideoMAE", "MVD", "OmniMAE", "Hiera", "OpenCLIP")
+    assert (found.box[3] < 32) == one_size, found.box  # its centre square
 
 
 def test_heads_that_are_not_trained_and_few_labels(
@@ -253,7 +261,8 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "two_poolings is not DINOv2's" in refused(
         dinov2, *heads, "--encoder.tokens", "two_poolings"
     )
-    assert "framing.kind" in refused(files / "openclip_tiny.bin", *heads)
+    whole = ("--framing.kind", "whole")
+    assert "framing.kind" in refused(files / "openclip_tiny.bin", *heads, *whole)
     clips = ("--framing.kind", "centre", "--framing.size", 96)
     assert "is not stretched" in refused(files / "mvd_tiny.pth", *heads, *clips)
     assert "encoder.image_size 96" in refused(

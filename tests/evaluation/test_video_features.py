@@ -317,3 +317,39 @@ def test_every_part_keeps_its_own_mode(tmp_path: Path, config: EncoderConfig) ->
     before = [part.training for part in encoder.modules()]
     vjepa.extract_features(encoder, path)
     assert [part.training for part in encoder.modules()] == before
+
+
+GIVEN = replace(VIDEO, position="given")
+
+
+@pytest.mark.parametrize("size", [(36, 64), (64, 36), (16, 16)])
+def test_an_encoder_of_one_size_sees_the_centre(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Also portrait, and frames smaller than its own."""
+    path, encoder = _video(tmp_path / "a.mp4", 9, size), _encoder(GIVEN)
+    found = vjepa.extract_features(encoder, path)
+    assert found.grid == (2, 2, 2)
+    side = min(size) * 32 / 36  # an evaluation shows the centre 32 of a short side of 36
+    np.testing.assert_allclose(found.box[2:], side, rtol=0.02)
+    asked = vjepa.extract_features(encoder, path, framing=FramingConfig(kind="centre"))
+    assert torch.equal(found.tokens, asked.tokens)
+    encoder.config = replace(GIVEN, position="given_stretched")
+    assert vjepa.extract_features(encoder, path).box == (0, 0, *size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"framing": FramingConfig(kind="whole")}, "framing.kind: whole .* for 32 x 32 pixels"),
+        ({"framing": FramingConfig(size=48)}, "of 8 frames, 48 pixels.*framing.size.*or stretch"),
+        ({"window": WindowConfig(num_frames=16)}, "clips of 16 frames, 32 pixels.*num_frames"),
+        ({"window": WindowConfig(still_frames=16)}, "clips of 16 frames.*still_frames"),
+    ],
+)
+def test_what_an_encoder_of_one_size_cannot_be_shown_is_said(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = _video(tmp_path / "a.mp4", 9)
+    with pytest.raises(UserError, match=said):
+        vjepa.extract_features(_encoder(GIVEN), path, **changes)
+    shorter = vjepa.extract_features(_encoder(GIVEN), path, window=WindowConfig(num_frames=4))
+    assert shorter.grid == (2, 2, 2)

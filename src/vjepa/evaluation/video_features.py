@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -88,6 +88,8 @@ class FileEncodingConfig:
     """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
 
 
+_Settings = TypeVar("_Settings", bound=FileEncodingConfig)
+
 Part = tuple[Tensor | None, NDArray[np.float64] | None]
 """The next tokens of a file, float32 on the CPU: [m, h, w, D] or [m, D], once [D] for a whole
 video; None while there are none. With the last come the times, as in :class:`FileFeatures`."""
@@ -111,12 +113,14 @@ def extract_features(
         window: Which frames, in which windows; None takes windows of the encoder's length, half
             overlapping. Where it names no spacing, frames are spaced as ``encoder.preprocess``
             spaces them; every fourth is taken where an encoder has none.
-        framing: Which part of the frames; None takes the whole frame.
+        framing: Which part of the frames; None takes the whole frame, or its centre square where an
+            encoder's positions are for one size (VideoMAE, MVD, OmniMAE, OpenCLIP, Hiera).
         pool: As in :class:`FileEncodingConfig`.
         batch_size: Windows per call of the encoder.
 
     Raises:
-        UserError: A file cannot be read, or the features are not finite.
+        UserError: A file cannot be read, a setting does not fit the encoder, or the features are
+            not finite.
     """
     # PyAV may be missing where only models are used.
     from vjepa.data.video.inspect import inspect_file
@@ -165,16 +169,8 @@ def encode_files(
         to be used before the next file, which raise DecodeError if it fails; those that cannot be
         looked at come first, those that no longer can be when their turn comes last.
     """
-    config = getattr(encoder, "config", None)
-    if not isinstance(config, EncoderConfig):
-        inside = "; give the model inside, encoder.module" if hasattr(encoder, "module") else ""
-        if hasattr(encoder, "target_encoder"):
-            inside = "; give its .target_encoder"
-        raise UserError(
-            f"{type(encoder).__name__} has no `config` with the sizes of an encoder "
-            f"(vjepa.models.EncoderConfig){inside}"
-        )
-    check_sizes(how, config)
+    config = _sizes_of(encoder)
+    how = fitted_to(encoder, how)
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         encoder = FrameEncoder(encoder, config)
 
@@ -198,9 +194,13 @@ def encode_files(
             yield index, look, (_unless_failed(found) for *_, found in own)
 
 
-def check_sizes(how: FileEncodingConfig, encoder: EncoderConfig) -> None:
-    """Refuse settings that fit no file: of none it is the fault, so that none is called bad."""
-    window, patch, tubelet = how.window, encoder.patch_size, encoder.tubelet_size
+def fitted_to(encoder: nn.Module, how: _Settings, source: str = "the encoder given") -> _Settings:
+    """Settings with the framing that an encoder takes, where none is said.
+
+    What fits no file is refused: of none it is the fault, so that none is called bad.
+    """
+    config = _sizes_of(encoder)
+    window, patch, tubelet = how.window, config.patch_size, config.tubelet_size
     for name, value, unit, what in (
         ("framing.size", how.framing.size, patch, "pixels are not whole patches"),
         ("window.num_frames", window.num_frames, tubelet, "frames are not whole tubelets"),
@@ -209,6 +209,68 @@ def check_sizes(how: FileEncodingConfig, encoder: EncoderConfig) -> None:
         if value is not None and value % unit:
             fits = max(value // unit, 1) * unit
             raise UserError(f"{name}: {value} {what} of {unit}; take {fits}")
+    kind = how.framing.kind or ("whole" if stretches(encoder) else "centre")
+    if kind == "whole" and not stretches(encoder):
+        raise UserError(
+            f"framing.kind: whole frames are of any shape, but the positions of {source} are for "
+            f"{config.image_size} x {config.image_size} pixels and are not stretched; take centre "
+            f"or stretch{remedy_of(encoder)}"
+        )
+    num_frames = window.num_frames or config.num_frames
+    for frames in (num_frames, window.still_frames or num_frames):
+        require_fitting(encoder, frames, how.framing.size or config.image_size, source)
+    return replace(how, framing=replace(how.framing, kind=kind))
+
+
+def require_fitting(
+    encoder: nn.Module, num_frames: int, image_size: int, source: str = "the encoder given"
+) -> None:
+    """Refuse clips of a size that an encoder has no positions for."""
+    config = _sizes_of(encoder)
+    # The rows of a table are time-major: the first ones are those of a shorter clip.
+    frames_fit = config.is_image_model or (
+        num_frames == config.num_frames
+        if hasattr(encoder, "stretches")
+        else not config.is_given or num_frames <= config.num_frames
+    )
+    if not frames_fit or (image_size != config.image_size and not stretches(encoder)):
+        frames = "" if config.is_image_model else f"{config.num_frames} frames of "
+        raise UserError(
+            f"{source}: clips of {num_frames} frames, {image_size} pixels: its "
+            f"table of positions is for {frames}{config.image_size} pixels and is not stretched; "
+            "take such clips (data.clip.num_frames, data.view.crop_size; for features "
+            f"window.num_frames or still_frames, framing.size){remedy_of(encoder)}"
+        )
+
+
+def stretches(encoder: nn.Module) -> bool:
+    """Whether an encoder has positions for frames of any size: as it says, or by its config."""
+    config = _sizes_of(encoder)
+    images = encoder.image_encoder if isinstance(encoder, FrameEncoder) else encoder
+    said = getattr(images, "stretches", None)
+    return bool(said) if said is not None else config.position != "given" or config.is_image_model
+
+
+def remedy_of(encoder: nn.Module) -> str:
+    """What else can be done about frames of another size, by an encoder that we compute."""
+    config = _sizes_of(encoder)
+    ours = config.position == "given" and not (
+        config.is_image_model or hasattr(encoder, "stretches")
+    )
+    return ", or stretch it (encoder.position_code table_stretched)" if ours else ""
+
+
+def _sizes_of(encoder: nn.Module) -> EncoderConfig:
+    config = getattr(encoder, "config", None)
+    if isinstance(config, EncoderConfig):
+        return config
+    inside = "; give the model inside, encoder.module" if hasattr(encoder, "module") else ""
+    if hasattr(encoder, "target_encoder"):
+        inside = "; give its .target_encoder"
+    raise UserError(
+        f"{type(encoder).__name__} has no `config` with the sizes of an encoder "
+        f"(vjepa.models.EncoderConfig){inside}"
+    )
 
 
 def look_of(
@@ -242,8 +304,7 @@ def _encode(
     how: FileEncodingConfig,
 ) -> Iterator[tuple[int, Look | DecodeError, Part | DecodeError]]:
     """Encode windows in batches of one size; the parts of a file come one after the other."""
-    sizes = encoder.config
-    assert isinstance(sizes, EncoderConfig)
+    sizes = _sizes_of(encoder)
     file: _OpenFile | None = None
     has_looked = False
 

@@ -38,8 +38,8 @@ from vjepa.evaluation.video_features import (
     FileEncodingConfig,
     FileFeatures,
     Part,
-    check_sizes,
     encode_files,
+    fitted_to,
     look_of,
     tokens_and_times,
 )
@@ -48,9 +48,6 @@ from vjepa.jobs.probe.encoder import (
     compile_encoder,
     fit_to_clips,
     open_encoder,
-    remedy_of,
-    require_fitting,
-    stretches,
 )
 from vjepa.jobs.videos import files_of, gone_from, is_gone
 from vjepa.paths import as_path
@@ -251,21 +248,12 @@ class FeatureWorker:
         sizes = frozen.identity.config
         own = preprocess_of(config.encoder.path, sizes).clip
         config = replace(config, window=config.window.spaced_as(own))
+        config = fitted_to(frozen.encoder, config, frozen.identity.source)
         self.config, self._out, self._name = config, out, name
         num_frames = config.window.num_frames or sizes.num_frames
         self.window_steps = num_frames // sizes.tubelet_size
         image_size = config.framing.size or sizes.image_size
-        check_sizes(config, sizes)
         self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
-        if not stretches(frozen.encoder):
-            if config.framing.kind == "whole":
-                raise UserError(
-                    f"framing.kind: whole frames are of any shape, but the positions of "
-                    f"{frozen.identity.source} are for {sizes.image_size} x {sizes.image_size} "
-                    "pixels and are not stretched; take centre or stretch"
-                    f"{remedy_of(frozen.encoder)}"
-                )
-            require_fitting(frozen, config.window.still_frames or num_frames, image_size)
         self.settings = {
             "weights_hash": self._frozen.identity.weights_hash,
             "encoder": self._frozen.identity.settings,

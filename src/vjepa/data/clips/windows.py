@@ -161,10 +161,10 @@ FramingKind = Literal["whole", "centre", "stretch"]
 class FramingConfig:
     """Which part of a frame is seen."""
 
-    kind: FramingKind = "whole"
+    kind: FramingKind | None = None
     """`whole`: the whole frame at its own aspect, rounded to whole patches; the position code is
     stretched to it. `centre`: the centre crop of an evaluation. `stretch`: the whole frame, made
-    square."""
+    square. null: `whole`, and `centre` for an encoder of one size (VideoMAE, OpenCLIP, Hiera)."""
     size: Annotated[int, Field(ge=1)] | None = None
     """Short side (`whole`) or side (`centre`, `stretch`) in pixels, in whole patches; null: the
     image size that the encoder was made for."""
@@ -181,7 +181,7 @@ def plan_frame(
         raise ValueError(f"size: {size} pixels are not whole patches of {patch_size}")
     crop: Box | None = None
     resized = (size, size)
-    if config.kind == "whole":
+    if (config.kind or "whole") == "whole":
         long = max(1, round(max(height, width) / min(height, width) * size / patch_size))
         resized = (size, long * patch_size) if height <= width else (long * patch_size, size)
     elif config.kind == "centre":

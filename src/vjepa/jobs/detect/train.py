@@ -32,6 +32,7 @@ from vjepa.evaluation.box_features import (
 from vjepa.evaluation.frozen import FeatureSet, FrozenEncoder
 from vjepa.evaluation.preprocess import preprocess_of, with_assumed_spacing
 from vjepa.evaluation.results import table_lines
+from vjepa.evaluation.video_features import remedy_of, require_fitting, stretches
 from vjepa.jobs.detect.config import DetectConfig
 from vjepa.jobs.detect.detector import (
     DetectionResult,
@@ -50,10 +51,7 @@ from vjepa.jobs.probe.encoder import (
     compile_encoder,
     gives_layers,
     open_encoder,
-    remedy_of,
     reopen_encoder,
-    require_fitting,
-    stretches,
 )
 from vjepa.jobs.probe.probe import versions
 from vjepa.models import Encoder, ModelConfig, PredictorConfig
@@ -257,7 +255,7 @@ def _open(config: DetectConfig) -> tuple[DetectConfig, FrozenEncoder, KeyFrames,
             "pixels and is not stretched, but people are looked for in whole frames; take V-JEPA, "
             f"I-JEPA or DINOv2{remedy_of(frozen.encoder)}"
         )
-    require_fitting(frozen, clip.num_frames, sizes.image_size)
+    require_fitting(frozen.encoder, clip.num_frames, sizes.image_size, source)
     checked_patches(config.data.view, clip, sizes.patch_size, sizes.tubelet_size)
     return replace(config, data=replace(config.data, clip=clip)), frozen, data, test
 

@@ -15,6 +15,7 @@ from vjepa.checkpoint.load import is_hub
 from vjepa.checkpoint.timm_models import TimmVit, load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
+from vjepa.evaluation.video_features import require_fitting
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
@@ -135,7 +136,7 @@ def fit_to_clips(
 
     It stays the same where the code is stretched, or the size is its own.
     """
-    require_fitting(frozen, num_frames, image_size)
+    require_fitting(frozen.encoder, num_frames, image_size, frozen.identity.source)
     if config.position_code != "computed":
         return frozen
     sizes, encoder = frozen.identity.config, frozen.encoder
@@ -152,44 +153,11 @@ def fit_to_clips(
     return replace(frozen, encoder=shown, identity=identity)
 
 
-def require_fitting(frozen: FrozenEncoder, num_frames: int, image_size: int) -> None:
-    """Refuse clips of a size that the encoder has no positions for."""
-    sizes, encoder = frozen.identity.config, frozen.encoder
-    frames_fit = sizes.is_image_model or num_frames == sizes.num_frames
-    if isinstance(encoder, Encoder):
-        # The rows of a table are time-major: the first ones are those of a shorter clip.
-        frames_fit = not sizes.is_given or num_frames <= sizes.num_frames
-    if not frames_fit or (image_size != sizes.image_size and not stretches(encoder)):
-        frames = "" if sizes.is_image_model else f"{sizes.num_frames} frames of "
-        raise UserError(
-            f"{frozen.identity.source}: clips of {num_frames} frames, {image_size} pixels: its "
-            f"table of positions is for {frames}{sizes.image_size} pixels and is not stretched; "
-            "take such clips (data.clip.num_frames, data.view.crop_size; for features "
-            f"window.num_frames, framing.size){remedy_of(encoder)}"
-        )
-
-
-def stretches(encoder: nn.Module) -> bool:
-    """Whether an encoder has positions for frames of any size."""
-    if isinstance(encoder, FrameEncoder):
-        encoder = encoder.image_encoder
-    if not isinstance(encoder, Encoder) and hasattr(encoder, "stretches"):
-        return bool(encoder.stretches)
-    is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
-    return not is_given or encoder.config.is_image_model
-
-
 def gives_layers(encoder: nn.Module) -> bool:
     """Whether the outputs of any of its blocks can be asked for, not of the last one alone."""
     if isinstance(encoder, FrameEncoder):
         encoder = encoder.image_encoder
     return isinstance(encoder, Encoder | TimmVit)
-
-
-def remedy_of(encoder: nn.Module) -> str:
-    """What else can be done about frames of another size."""
-    is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
-    return ", or stretch it (encoder.position_code table_stretched)" if is_given else ""
 
 
 def compile_encoder(encoder: nn.Module) -> None:
