@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from vjepa.errors import UserError
 
@@ -44,3 +46,10 @@ def as_path(text: str | PathLike[str]) -> Path:
         )
     path = Path(plain)
     return path.absolute() if plain == f"./{path.name}" and not path.suffix else path
+
+
+def as_paths(given: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
+    """One path or several, each as by :func:`as_path`."""
+    one = isinstance(given, (str, bytes, PathLike)) or not isinstance(given, Iterable)
+    several: Any = [given] if one else given
+    return [as_path(path) for path in several]

@@ -14,32 +14,32 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_842
+MOST_LINES = 47_880
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3977, 100),
+    "checkpoint": (3984, 100),
     "cli": (2273, 30),
     "data": (1052, 15),
-    "data/clips": (1945, 63),
+    "data/clips": (1949, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1914, 38),
     "data/prepare": (1295, 37),
     "data/video": (2457, 54),
     "demo": (2081, 50),
-    "evaluation": (4556, 113),
-    "jobs": (8740, 190),
+    "evaluation": (4560, 113),
+    "jobs": (8742, 190),
     "jobs/detect": (1258, 23),
     "jobs/finetune": (892, 17),
-    "jobs/probe": (2164, 54),
+    "jobs/probe": (2172, 54),
     "masking": (797, 15),
-    "models": (2696, 65),
+    "models": (2698, 65),
     "reporting": (1232, 45),
-    "runtime": (2677, 63),
+    "runtime": (2679, 63),
     "tasks": (1805, 44),
-    "top level": (991, 31),
+    "top level": (1000, 32),
     "training": (1759, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.data.clip_files import write_video
 from tests.evaluation.tiny_videos import make_set
 from tests.golden.golden_files import FEATURES, tensors
 from torch.testing import assert_close
@@ -167,6 +169,30 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(UserError, match=message) as caught:
         open_released(folder / probe, path, _config(**config))
     assert "\n" not in str(caught.value)
+
+
+def test_a_probe_from_python_takes_text_and_plain_values(folder: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4")
+    file, source = str(folder / "v2_probe_tiny.pt"), str(folder / "v2_pretrain_tiny.pt")
+    plain: dict[str, Any] = {"device": "cpu", "num_threads": 1, "cache_dir": str(tmp_path / "c")}
+    told: Any = {"encoder": SIZES, "num_heads": 4, "clip": CLIP, "view": VIEW}
+    with pytest.raises(UserError, match=r"give it \(--num_heads; in Python released=\{'num_heads'"):
+        load_probe(folder / "hf_classification_tiny", **plain)
+    probe = load_probe(file, encoder=source, released=told, **plain)
+    reading: Any = {"num_workers": 0}
+    (found,) = probe.predict(video, reading=reading)
+    assert probe.predict(path for path in [video]) == [found]
+    for wrong, said in (
+        ({"on_bad_video": "skip"}, "on_bad_video: 'skip' must be 'error' or 'list'"),
+        ({"num_threads": 0}, "num_threads: must be 1 or more"),
+        ({"encoder": probe.extractor.frozen.encoder}, "Encoder was given, where a path"),
+        ({"encoder": None}, r"which \(--encoder, in Python encoder=\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_probe(file, **{"encoder": source, "released": told, **plain, **wrong})
+    for sources, top, said in ((None, 5, "NoneType was given"), (video, "3", "top: .* got '3'")):
+        with pytest.raises(UserError, match=said):
+            probe.predict(sources, top=top)
 
 
 def test_settings_are_for_released_probes(tmp_path: Path) -> None:

@@ -175,6 +175,18 @@ def test_an_image_model_sees_every_frame_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(program(pixels), wanted, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["openclip_tiny.bin", "dinov2_tiny.pth"])
+def test_an_image_model_of_others_takes_any_number_of_clips(
+    name: str, golden_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    source = EncoderSourceConfig(num_heads=3, image_size=56)
+    report = export(
+        golden_dir / "baselines" / name, tmp_path / "i.pt2", "torch-export", source=source
+    )
+    assert report.shape == ("batch", 3, 16, 56, 56)
+
+
 def test_hiera_attends_in_five_dimensions(golden_dir: Path, tmp_path: Path) -> None:
     """For which ONNX has no fused operator; plain operations are written instead."""
     pytest.importorskip("timm")

@@ -114,6 +114,7 @@ def test_a_checkpoint_from_before_there_was_a_record_is_read(run: Path, tmp_path
         ([[Image.new("RGB", (32, 32))] * 4], "list is no video"),
         (Image.new("RGB", (32, 32)), "Image is no video"),
         (None, "NoneType is no video"),
+        (b"a.mp4", "bytes is no video"),
     ],
 )
 def test_what_cannot_be_a_video_is_refused(run: Path, wrong: object, remedy: str) -> None:
@@ -146,6 +147,34 @@ def test_what_is_no_path_and_no_encoder_is_refused_with_the_remedy(run: Path, vi
             load(wrapped)
     with pytest.raises(ValueError, match=r"must be a tensor .*, got list"):
         encoder.normalise(list(frames))
+    with pytest.raises(UserError, match=r"PosixPath has no .*; vjepa\.load_encoder gives one"):
+        vjepa.extract_features(run, video)  # type: ignore[arg-type]
+    for load in (vjepa.load_encoder, vjepa.load_model):
+        for size in ("image_size", "num_frames", "num_heads"):
+            with pytest.raises(UserError, match=f"{size}: must be at least 1, got 0"):
+                load(run, **{size: 0})
+
+
+def test_a_clip_is_asked_for_in_plain_values_too(run: Path, video: str) -> None:
+    asked: Any = {"num_frames": 3, "stride": 2}
+    assert torch.equal(
+        vjepa.load_clip(video, clip=asked).frames, vjepa.load_clip(video, 3, 2).frames
+    )
+    whole: Any = vjepa.load_encoder(run).preprocess
+    with pytest.raises(UserError, match=r"clip: .* expected a group of settings \(num_frames"):
+        vjepa.load_clip(video, clip=whole)
+    text: Any = "0.1"
+    with pytest.raises(UserError, match=r"start_seconds '0\.1': .* a number"):
+        vjepa.load_clip(video, start_seconds=text)
+
+
+def test_features_are_float32_whatever_torch_makes_by_default(run: Path, video: str) -> None:
+    encoder = vjepa.load_encoder(run)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert vjepa.extract_features(encoder, video).tokens.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_config_may_be_plain_values_and_is_no_name(
@@ -165,7 +194,11 @@ def test_a_config_may_be_plain_values_and_is_no_name(
 
 def test_jobs_take_folders_as_text(run: Path, video: str, tmp_path: Path) -> None:
     config, out = from_dict(FeaturesConfig, {"encoder": {"path": run}}), str(tmp_path / "out")
-    assert features.run(config, [video], out).written == 1
+    assert features.run(config, video, out).written == 1
+    again = features.run(config, (path for path in [video]), out)
+    assert (again.written, again.kept) == (0, 1)
+    with pytest.raises(UserError, match="NoneType was given, where a path"):
+        features.run(config, None, out)  # type: ignore[arg-type]
     assert video in vjepa.load_features(out)
     assert show_run(str(run))
     assert Path(export(str(run), str(tmp_path / "e.pt2"), "torch-export").file).is_file()
@@ -179,6 +212,7 @@ def test_jobs_take_folders_as_text(run: Path, video: str, tmp_path: Path) -> Non
     [
         (torch.zeros(1, 3, 4, 32, 32, dtype=torch.uint8), "encoder.preprocess"),
         (torch.zeros(1, 4, 3, 32, 32), r"transpose\(1, 2\)"),
+        (torch.zeros(1, 4, 32, 32, 3), r"\[B, T, H, W, C\]: give video\.permute"),
         (torch.full((1, 3, 4, 32, 32), 200.0), "not normalised"),
     ],
 )

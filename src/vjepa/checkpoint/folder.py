@@ -219,6 +219,12 @@ class Asked:
     num_frames: int | None = None  # frames that its positions are for
     tokens: Tokens | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "image_size", "num_frames"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}; or leave it out")
+
 
 def require_unasked(asked: Asked, path: Path, *names: str) -> None:
     """Refuse what was said of a file that says it itself."""

@@ -59,8 +59,8 @@ def heads_of(
             return preset.heads
     size = f"width {width}" + ("" if depth is None else f" and depth {depth}")
     where = "--num-heads; as a setting, encoder.num_heads or continue_from.num_heads; in Python "
-    # Only Python reads the authors' probes.
-    how = f"{where}num_heads=)" if what == "an encoder" else "num_heads=); it is the encoder's"
+    ours = "--num_heads; in Python released={'num_heads': ...}, or num_heads= of read_probe); it is"
+    how = f"{where}num_heads=)" if what == "an encoder" else f"{ours} the encoder's"
     raise UserError(
         f"{source}: the number of heads of {what} of {size} cannot be told from its file; give it"
         f" ({how}"

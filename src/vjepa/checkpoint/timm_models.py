@@ -148,7 +148,8 @@ class TimmVit(TimmEncoder):
             )
         model = self.model
         patches = model.patch_embed(images[:, :, 0]).flatten(1, 2)
-        tokens = torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        cls = model.cls_token.expand(images.shape[0], -1, -1)  # len() would fix it in an export
+        tokens = torch.cat([cls, patches], dim=1)
         tokens = model.norm_pre(tokens + self.positions(height, width))
         norm = model.norm if self._form.final_norm else nn.Identity()
         wanted = (len(model.blocks) - 1,) if layers is None else layers

@@ -63,7 +63,9 @@ class Preprocess:
 
     def __call__(self, videos: Video | Sequence[Video]) -> Tensor:
         """Read, cut and normalise."""
-        one = isinstance(videos, (str, np.ndarray, Tensor)) or not isinstance(videos, Iterable)
+        one = isinstance(videos, (str, bytes, np.ndarray, Tensor)) or not isinstance(
+            videos, Iterable
+        )
         several: list[Any] = [videos] if one else list(videos)
         if not several:
             raise UserError("no video was given; name one")

@@ -125,7 +125,7 @@ def extract_features(
     # PyAV may be missing where only models are used.
     from vjepa.data.video.inspect import inspect_file
 
-    several = isinstance(paths, Iterable) and not isinstance(paths, str)
+    several = isinstance(paths, Iterable) and not isinstance(paths, (str, bytes))
     every = [video_path(path) for path in (paths if several else [paths])]
     how = FileEncodingConfig(
         window=window or WindowConfig(),
@@ -267,6 +267,8 @@ def _sizes_of(encoder: nn.Module) -> EncoderConfig:
     inside = "; give the model inside, encoder.module" if hasattr(encoder, "module") else ""
     if hasattr(encoder, "target_encoder"):
         inside = "; give its .target_encoder"
+    if not isinstance(encoder, nn.Module):
+        inside = "; vjepa.load_encoder gives one"
     raise UserError(
         f"{type(encoder).__name__} has no `config` with the sizes of an encoder "
         f"(vjepa.models.EncoderConfig){inside}"

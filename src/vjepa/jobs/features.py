@@ -50,7 +50,7 @@ from vjepa.jobs.probe.encoder import (
     open_encoder,
 )
 from vjepa.jobs.videos import files_of, gone_from, is_gone
-from vjepa.paths import as_path
+from vjepa.paths import as_path, as_paths
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import (
     atomic_write,
@@ -169,7 +169,7 @@ def run(
     Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split`
     takes only that split.
     """
-    config, out = from_dict(FeaturesConfig, config), as_path(out)
+    config, sources, out = from_dict(FeaturesConfig, config), as_paths(sources), as_path(out)
     with claimed_folder(out, "features"):
         set_num_threads(config.num_threads)
         worker = FeatureWorker(config, out)

@@ -33,7 +33,7 @@ from vjepa.evaluation.video_features import Part, tokens_and_times
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, stored_config
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.videos import files_of, gone_from, is_gone
-from vjepa.paths import as_path
+from vjepa.paths import as_path, as_paths
 from vjepa.runtime.device import DeviceName, Precision
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json
 from vjepa.runtime.process import set_num_threads
@@ -129,7 +129,7 @@ def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) 
         UserError: Bad input, another encoder or other settings than the database's, another job's
             folder.
     """
-    config, out = from_dict(SearchConfig, config), as_path(out)
+    config, sources, out = from_dict(SearchConfig, config), as_paths(sources), as_path(out)
     _lancedb()
     with claimed_folder(out, JOB):
         started = time.perf_counter()

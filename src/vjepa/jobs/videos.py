@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from vjepa.data.manifest.storage import absolute, is_address, member_at
 from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
-from vjepa.paths import as_path
+from vjepa.paths import as_path, as_paths
 from vjepa.runtime.process import usable_cpus
 
 __all__ = [
@@ -129,9 +129,11 @@ def gone_from(sources: Sequence[str | Path], paths: Set[str]) -> set[str]:
     return {path for path in gone if away.isdisjoint(Path(path).parents)}
 
 
-def named_files(sources: Sequence[str | Path], split: str | None = None) -> list[VideoInfo]:
+def named_files(
+    sources: str | Path | Iterable[str | Path], split: str | None = None
+) -> list[VideoInfo]:
     """As :func:`files_of`, but a file as often as it is named."""
-    found = [info for source in sources for info in _files_of(as_path(source), split)]
+    found = [info for source in as_paths(sources) for info in _files_of(source, split)]
     if not found:
         raise UserError("no video to look at: name a file, a folder, a list or a manifest")
     return found

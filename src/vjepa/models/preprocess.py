@@ -79,11 +79,13 @@ def check_video(video: Tensor, config: EncoderConfig, *, is_training: bool) -> N
         kind = video.dtype if isinstance(video, Tensor) else type(video).__name__
         raise ValueError(f"video is {kind}, not a float tensor: {makes}")
     if video.ndim == 5 and video.shape[1] != config.channels:
-        swapped = video.shape[2] == config.channels
-        remedy = "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)"
+        remedy = ""
+        if video.shape[2] == config.channels:
+            remedy = "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)"
+        elif video.shape[4] == config.channels:
+            remedy = "; it looks like [B, T, H, W, C]: give video.permute(0, 4, 1, 2, 3)"
         raise ValueError(
-            f"video has {video.shape[1]} channels, the model {config.channels}"
-            f"{remedy if swapped else ''}"
+            f"video has {video.shape[1]} channels, the model {config.channels}{remedy}"
         )
     if not is_training and video.numel() and may_look(video):
         low, high = (float(end) for end in video.detach().aminmax())

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from vjepa.errors import StoppedBySystem
+from vjepa.errors import StoppedBySystem, UserError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ def set_num_threads(num_threads: int | None) -> int:
     import torch
 
     if num_threads is not None:
+        if not isinstance(num_threads, int) or num_threads < 1:
+            raise UserError(f"num_threads: must be 1 or more, a whole number, got {num_threads!r}")
         if num_threads > usable_cpus():
             _LOGGER.warning(
                 "num_threads %d is more than the %d cores of this process; it will be slower",

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.config import from_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import cut, read_pixels
 from vjepa.data.clips.plan import ClipConfig, checked_spacing, indices_from, plan_training
@@ -183,7 +184,8 @@ def load_clip(
     if stride is None and fps is None:
         stride = 4
     try:
-        config = clip or ClipConfig(num_frames=num_frames, stride=stride, fps=fps)
+        given = ClipConfig(num_frames=num_frames, stride=stride, fps=fps) if clip is None else clip
+        config = from_dict(ClipConfig, given, "clip")
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
     info = inspect_file(video_path(path))
@@ -192,8 +194,10 @@ def load_clip(
     try:
         if start_seconds is None:
             frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
-        elif math.isfinite(start_seconds) and (
-            0 <= round(start_seconds * info.fps) < info.num_frames
+        elif (
+            isinstance(start_seconds, (int, float, np.floating))
+            and math.isfinite(start_seconds)
+            and 0 <= round(start_seconds * info.fps) < info.num_frames
         ):
             frames = indices_from(config, info.num_frames, info.fps, start_seconds, times)
             window = checked_spacing(config, info.num_frames, info.fps, times)[0].window
@@ -205,8 +209,8 @@ def load_clip(
                 )
         else:
             raise UserError(
-                f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
-                f"{info.duration_seconds:.3g} s; give one of these"
+                f"start_seconds {start_seconds!r}: {info.path} runs from 0 to "
+                f"{info.duration_seconds:.3g} s; give one of these, a number"
             )
     except ValueError as error:  # too short, or of an unknown rate
         raise DecodeError(info.path, str(error)) from error

@@ -121,7 +121,7 @@ class Stitcher:
         self._window = 0
         self._first = 0
         self._sums: Tensor | None = None
-        self._counts = torch.zeros(0)
+        self._counts = torch.zeros(0, dtype=torch.float32)
 
     @property
     def is_done(self) -> bool:
@@ -142,7 +142,7 @@ class Stitcher:
         if self._sums is None:
             self._sums = tokens.new_zeros(0, *tokens.shape[1:])
         self._sums = torch.cat([self._sums, tokens.new_zeros(lacking, *tokens.shape[1:])])
-        self._counts = torch.cat([self._counts, torch.zeros(lacking)])
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(lacking)])
         here = slice(start - self._first, start - self._first + plan.window_tubelets)
         self._sums[here] += tokens
         self._counts[here] += 1

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from vjepa.config import from_dict
 from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
@@ -82,10 +84,9 @@ class Probe:
         Raises:
             UserError: A source is missing, or not one video can be read.
         """
-        if top < 1:
-            raise UserError(f"top: must be at least 1, got {top}")
-        several = [sources] if isinstance(sources, (str, Path)) else sources
-        named = named_files(list(map(as_path, several)), split)
+        if not isinstance(top, int) or top < 1:
+            raise UserError(f"top: must be a whole number of at least 1, got {top!r}")
+        named = named_files(sources, split)
         rows = [ManifestRow(info=info) for info in {info.path: info for info in named}.values()]
         manifest = Manifest.from_rows(rows, "/")
         if known := sum(row.info.path in self.trained_on for row in rows):
@@ -101,8 +102,9 @@ class Probe:
                 "there say little",
                 *(kind, other, len(rows)),
             )
-        few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
-        extractor, classes = replace(self.extractor, reading=reading or few), self.saved.classes
+        few = {"num_workers": 0} if len(rows) <= _FEW_VIDEOS else {}
+        how = from_dict(ReadingConfig, few if reading is None else reading, "reading")
+        extractor, classes = replace(self.extractor, reading=how), self.saved.classes
         view, device = extractor.settings.view, extractor.setup.device
         head, multi_label = self.saved.head.to(device), self.saved.multi_label
         found: dict[int, Prediction] = {}
@@ -128,12 +130,12 @@ class Probe:
 def load_probe(
     folder: str | Path,
     *,
-    encoder: Path | None = None,
+    encoder: str | Path | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
     on_bad_video: OnBadVideo = "list",
     reading: ReadingConfig | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     released: ReleasedProbeConfig | None = None,
 ) -> Probe:
     """Load what training a probe wrote, or a released probe, with the encoder that it reads.
@@ -154,7 +156,11 @@ def load_probe(
         UserError: The probe or its encoder is missing, or the encoder is another.
     """
     set_num_threads(num_threads)
+    if on_bad_video not in get_args(OnBadVideo):
+        raise UserError(f"on_bad_video: {on_bad_video!r} must be 'error' or 'list'")
     folder = as_path(folder)
+    encoder = None if encoder is None else as_path(encoder)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
     theirs = is_released(folder)
     if not theirs and (folder / "model").is_dir() and not (folder / CONFIG_FILE).is_file():
         from vjepa.jobs.finetune.saved import load_finetuned  # which is made of what is here
@@ -167,7 +173,8 @@ def load_probe(
         how = {"device": device, "num_threads": num_threads, "on_bad_video": on_bad_video}
         return load_finetuned(folder, reading=reading, **how)
     if theirs:
-        saved, frozen = open_released(folder, encoder, released or ReleasedProbeConfig())
+        said = from_dict(ReleasedProbeConfig, released or {}, "released")
+        saved, frozen = open_released(folder, encoder, said)
     elif released is not None:
         raise UserError(
             f"{folder}: says its settings itself; --config and settings are for a "
@@ -180,7 +187,7 @@ def load_probe(
     setup = set_up_device(device, saved.settings.features.precision)
     if saved.settings.features.compile:
         compile_encoder(frozen.encoder.to(setup.device))
-    reading = reading or ReadingConfig()
+    reading = from_dict(ReadingConfig, reading or {}, "reading")
     extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
     probe = Probe(saved, extractor)
     return probe if theirs else with_record(probe, folder / SPLIT_FILE)

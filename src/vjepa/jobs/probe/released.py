@@ -92,7 +92,8 @@ def open_released(
     where = encoder or config.encoder.path or (path if path.is_dir() else None)
     if where is None:
         raise UserError(
-            f"{path}: a released probe, whose encoder is in another file: say which (--encoder)"
+            f"{path}: a released probe, whose encoder is in another file: say which (--encoder, in "
+            "Python encoder=); a probe of ours is a folder"
         )
     if config.question is None:
         shown = {"as_transformers": config.as_transformers}
