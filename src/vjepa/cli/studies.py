@@ -78,7 +78,7 @@ def _list(args: argparse.Namespace) -> int:  # noqa: ARG001 (every command takes
     for name in study_names():
         study = load_study(name)
         shows = ", ".join(study.shows) or "not in the paper"
-        print(f"{name:<14} {shows:<34} {study.title} [{', '.join(study.scales)}]")
+        print(f"{name:<14} {shows:<36} {study.title} [{', '.join(study.scales)}]")
     return 0
 
 
