@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_880
+MOST_LINES = 47_896
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -37,10 +37,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (797, 15),
     "models": (2698, 65),
     "reporting": (1232, 45),
-    "runtime": (2679, 63),
+    "runtime": (2694, 64),
     "tasks": (1805, 44),
     "top level": (1000, 32),
-    "training": (1759, 40),
+    "training": (1760, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

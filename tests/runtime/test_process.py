@@ -7,13 +7,18 @@ import mmap
 import os
 import platform
 import pty
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+from vjepa.errors import StoppedBySystem
 from vjepa.runtime import process
 from vjepa.runtime.process import (
     available_bytes,
@@ -21,8 +26,10 @@ from vjepa.runtime.process import (
     prevent_openmp_spinning,
     resident_bytes,
     set_num_threads,
+    stopping_at_signals,
     usable_cpus,
 )
+from vjepa.training.guards import StopSignals
 
 
 def test_spinning_is_prevented_in_a_fresh_process_without_importing_torch() -> None:
@@ -95,6 +102,23 @@ def test_a_terminal_that_closes_does_not_cost_the_exit_code() -> None:
     assert os.read(terminal, 2) == b"on"
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+
+
+@pytest.mark.parametrize("how", [stopping_at_signals, StopSignals])
+def test_a_signal_in_the_midst_of_an_import_waits_for_its_end(how: Callable) -> None:
+    """Python swallows what is raised there in a callback, and keeps the lock of all imports."""
+    reached: list[str] = []
+    text = "signal.raise_signal(signal.SIGUSR1); reached.append('the end of the import')"
+    code = compile(text, "<frozen importlib._bootstrap>", "exec")
+
+    def work() -> None:
+        exec(code, {"signal": signal, "reached": reached})
+        time.sleep(30)
+        reached.append("the end")
+
+    with suppress(StoppedBySystem), how() as signals:
+        work() if signals is None else signals.wait_for(work)
+    assert reached == ["the end of the import"]
 
 
 def test_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:

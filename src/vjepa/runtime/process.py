@@ -27,6 +27,7 @@ _NEVER = -1
 _LARGEST_BLOCK = 1 << 30
 _PR_SET_PDEATHSIG = 1
 _CGROUPS = Path("/sys/fs/cgroup")
+_IMPORTING, _MOMENT = "<frozen importlib._bootstrap>", 0.05
 
 
 def prevent_openmp_spinning(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -122,6 +123,18 @@ def handled(
                     os.dup2(nowhere.fileno(), stream)
 
 
+def is_put_off(number: int, frame: FrameType | None) -> bool:
+    """Whether a signal came in the midst of an import; it is sent again a moment later.
+
+    A handler's exception there may be swallowed, and leave the lock of all imports taken: threads
+    that import something wait for it for ever.
+    """
+    if frame is None or frame.f_code.co_filename != _IMPORTING:
+        return False
+    threading.Timer(_MOMENT, os.kill, (os.getpid(), number)).start()
+    return True
+
+
 @contextmanager
 def stopping_at_signals() -> Generator[None]:
     """Let the system's request for an end stop this as Ctrl-C does, unless others handle it.
@@ -131,9 +144,11 @@ def stopping_at_signals() -> Generator[None]:
             nothing.
     """
 
-    def stop(*_: object) -> None:
-        for number in taken:
-            signal.signal(number, signal.SIG_IGN)
+    def stop(number: int, frame: FrameType | None) -> None:
+        if is_put_off(number, frame):
+            return
+        for one in taken:
+            signal.signal(one, signal.SIG_IGN)
         raise StoppedBySystem
 
     taken = [one for one in REQUEUE_SIGNALS if signal.getsignal(one) == signal.SIG_DFL]

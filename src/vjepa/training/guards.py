@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vjepa.errors import UserError
 from vjepa.runtime.files import save_tensors
-from vjepa.runtime.process import REQUEUE_SIGNALS, handled
+from vjepa.runtime.process import REQUEUE_SIGNALS, handled, is_put_off
 from vjepa.runtime.workers import is_worker
 from vjepa.training.schedules import TrainingConfig
 
@@ -214,7 +214,9 @@ class StopSignals:
         except _WaitEnded:
             return None
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if is_put_off(number, frame):
+            return
         if self.received is not None:
             # A launcher passes a Ctrl-C on to processes that have had it from the terminal.
             if number == signal.SIGINT and not self._has_launcher:
@@ -235,8 +237,7 @@ def _reset_signals() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(getattr(handler, "__self__", None), StopSignals):
         for number in (signal.SIGINT, *REQUEUE_SIGNALS):
-            is_end = number == signal.SIGTERM
-            signal.signal(number, signal.SIG_DFL if is_end else signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 os.register_at_fork(after_in_child=_reset_signals)
