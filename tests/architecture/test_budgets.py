@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_896
+MOST_LINES = 47_916
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,14 +30,14 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2081, 50),
     "evaluation": (4560, 113),
-    "jobs": (8742, 190),
+    "jobs": (8759, 190),
     "jobs/detect": (1258, 23),
     "jobs/finetune": (892, 17),
     "jobs/probe": (2172, 54),
     "masking": (797, 15),
     "models": (2698, 65),
     "reporting": (1232, 45),
-    "runtime": (2694, 64),
+    "runtime": (2697, 64),
     "tasks": (1805, 44),
     "top level": (1000, 32),
     "training": (1760, 40),

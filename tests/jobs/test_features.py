@@ -31,6 +31,7 @@ from vjepa.data.video.decode import frame_times
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.export import origin_of
+from vjepa.jobs import features
 from vjepa.jobs.features import (
     NOT_YET,
     FeaturesConfig,
@@ -43,6 +44,7 @@ from vjepa.jobs.features import (
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.videos import files_of
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.runtime.progress import Progress
 
 TINY = ModelConfig(
     encoder=EncoderConfig(
@@ -106,6 +108,24 @@ def _config(model: Path, **changes) -> FeaturesConfig:
         num_threads=1,
     )
     return replace(base, **changes)
+
+
+@pytest.mark.parametrize("action", ["features", "search index"])
+def test_of_a_long_film_it_is_shown_how_far_it_is(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Also where it is the only file: until its end nothing else would be seen."""
+    if action != "features":
+        pytest.importorskip("lancedb")
+    notes: list[str | None] = []
+    monkeypatch.setattr(features, "_LONG", 2)
+    monkeypatch.setattr(Progress, "update", lambda _, done, note=None: notes.append(note))
+    source = videos / "sub" / "a.mp4"
+    how = ["--encoder.path", str(model), "--window.stride", "1", "--out", str(tmp_path / "out")]
+    assert main([*action.split(), str(source), *how]) == 0
+    told = [note for note in notes if note and note.endswith("windows of a.mp4")]
+    assert len(told) > 2
+    assert told == [f"{n} of {len(told)} windows of a.mp4" for n in range(1, len(told) + 1)]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])

@@ -102,6 +102,8 @@ class FeaturesConfig(FileEncodingConfig):
             )
 
 
+_LONG = 100
+"""Of a file with so many windows it is shown how far it is: an hour of film is one file."""
 _FILES_AT_ONCE = 16
 """Files handed to a worker in one piece: few enough to share evenly, enough to fill batches."""
 
@@ -209,7 +211,8 @@ def run(
         try:
             with Progress("features", len(files), kept) as progress:
                 on_ray = functools.partial(_encode_on_ray, config, out)
-                for record, took in (on_ray if config.engine == "ray" else worker.encode)(todo):
+                here = functools.partial(worker.encode, progress=progress)
+                for record, took in (on_ray if config.engine == "ray" else here)(todo):
                     encoded.append(record)
                     known[record.path] = record
                     windows += took
@@ -303,20 +306,26 @@ class FeatureWorker:
         return look_of(info, self.config, self._frozen.identity.config).grid
 
     def read(
-        self, infos: Sequence[VideoInfo], between: tuple[float, float] | None = None
+        self,
+        infos: Sequence[VideoInfo],
+        between: tuple[float, float] | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[tuple[int, Look | DecodeError, Iterator[Part]]]:
-        """Encode files and write nothing; as :func:`encode_files`."""
+        """Encode files and write nothing, as :func:`encode_files`; of long ones it is shown how far."""
         encoder = self._frozen.encoder.to(self._device)
         if self.config.compile:
             compile_encoder(encoder)
-        yield from encode_files(encoder, infos, self.config, between)
+        for index, look, parts in encode_files(encoder, infos, self.config, between):
+            if progress and not isinstance(look, DecodeError) and len(look.plan.starts) >= _LONG:
+                parts = _told(parts, look, progress)
+            yield index, look, parts
 
-    def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
+    def encode(self, files: Sequence[_File], progress: Progress | None = None) -> Iterator[_Done]:
         """Encode files and write their features; those of a table may still wait."""
         write = functools.partial(
             write_features, pool=self.config.pool, width=self.width, stored=self.config.stored
         )
-        for index, look, parts in self.read([info for info, _ in files]):
+        for index, look, parts in self.read([info for info, _ in files], progress=progress):
             info, name = files[index]
             origin = self.origin(info)
             try:
@@ -353,6 +362,13 @@ class FeatureWorker:
         """Write table rows that wait."""
         if self.config.format == "parquet":
             self._table.flush()
+
+
+def _told(parts: Iterator[Part], look: Look, progress: Progress) -> Iterator[Part]:
+    total, name = len(look.plan.starts), Path(look.info.path).name
+    for number, part in enumerate(parts, start=1):
+        progress.update(None, f"{number} of {total} windows of {name}")
+        yield part
 
 
 def _seconds(info: VideoInfo) -> float:

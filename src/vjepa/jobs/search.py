@@ -165,7 +165,8 @@ def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) 
         chosen, waiting, written = [infos[n] for n in todo], [], time.monotonic()
         try:
             with Progress("search index", len(infos), kept) as progress:
-                for done, (number, look, parts) in enumerate(worker.read(chosen), start=1):
+                files = enumerate(worker.read(chosen, progress=progress), start=1)
+                for done, (number, look, parts) in files:
                     info = chosen[number]
                     try:
                         found = _rows(look, parts, info, origins[todo[number]])

@@ -69,13 +69,16 @@ class Progress:
         elif self._total is not None and self._said != (self._completed, self._note):
             self._write_line(self._clock())  # without a total nothing has begun
 
-    def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
-        """Show how many steps are done; None keeps the last note (a few words) and the total.
+    def update(
+        self, completed: int | None, note: str | None = None, total: int | None = None
+    ) -> None:
+        """Show how many steps are done; None keeps that, the last note (a few words) or the total.
 
         More than the total, such as seconds beyond those that were planned, are all of it.
         """
         self._note = self._note if note is None else note
         self._total = self._total if total is None else total
+        completed = self._completed if completed is None else completed
         completed = completed if self._total is None else min(completed, self._total)
         self._completed = completed
         if self._bars is not None:
