@@ -311,7 +311,7 @@ class FeatureWorker:
         between: tuple[float, float] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Look | DecodeError, Iterator[Part]]]:
-        """Encode files and write nothing, as :func:`encode_files`; how far long ones are is told."""
+        """Encode files and write nothing, as :func:`encode_files`; of long ones say how far."""
         encoder = self._frozen.encoder.to(self._device)
         if self.config.compile:
             compile_encoder(encoder)
