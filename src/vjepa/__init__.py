@@ -5,6 +5,7 @@ The names below are loaded on first use, so that ``import vjepa`` costs nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import pkgutil
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from the room that it lives in, when it is first asked for."""
-    if name not in _HOMES:
+    """Import a public name, or a room (`vjepa.config`), when it is first asked for."""
+    if name in _HOMES:
+        return pkgutil.resolve_name(_HOMES[name])
+    if name.startswith("_") or importlib.util.find_spec(f"vjepa.{name}") is None:
         raise AttributeError(f"module 'vjepa' has no attribute {name!r}")
-    return pkgutil.resolve_name(_HOMES[name])
+    return importlib.import_module(f"vjepa.{name}")
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_916
+MOST_LINES = 47_928
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -35,11 +35,11 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/finetune": (892, 17),
     "jobs/probe": (2172, 54),
     "masking": (797, 15),
-    "models": (2698, 65),
+    "models": (2707, 66),
     "reporting": (1232, 45),
     "runtime": (2697, 64),
     "tasks": (1805, 44),
-    "top level": (1000, 32),
+    "top level": (1003, 32),
     "training": (1760, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,13 @@ def test_what_is_no_path_and_no_encoder_is_refused_with_the_remedy(run: Path, vi
         for size in ("image_size", "num_frames", "num_heads"):
             with pytest.raises(UserError, match=f"{size}: must be at least 1, got 0"):
                 load(run, **{size: 0})
+
+
+def test_a_room_is_there_without_an_import_of_its_own() -> None:
+    """As the docs and errors name it."""
+    code = "import vjepa; vjepa.config.load_config; vjepa.checkpoint.read_probe; vjepa.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("AttributeError: module 'vjepa' has no attribute 'nothing'\n")
 
 
 def test_a_clip_is_asked_for_in_plain_values_too(run: Path, video: str) -> None:

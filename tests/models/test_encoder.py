@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
 from torch.testing import assert_close
 
-from vjepa.models import Encoder, EncoderConfig, InputConfig, PredictorConfig
+from vjepa.models import VJEPA, Encoder, EncoderConfig, InputConfig, ModelConfig, PredictorConfig
 from vjepa.models.config import Position
 from vjepa.models.encoder import FrameEncoder
 from vjepa.models.predictor import Predictor
@@ -174,6 +175,24 @@ def test_fresh_weights_and_rebirth_from_the_meta_device() -> None:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.15), name
             assert abs(parameter.mean().item()) < 0.003, name
     assert torch.equal(encoder.pos_embed, Encoder(ENCODER).pos_embed)
+
+
+@pytest.mark.parametrize("position", ["sincos", "rotary", "rotary_pairs"])
+def test_what_blocks_add_starts_smaller_with_depth_where_positions_rotate(
+    position: Position,
+) -> None:
+    """V-JEPA 2's rule; V-JEPA's code overwrites it."""
+    encoder = replace(ENCODER, width=96, heads=3, depth=4, position=position)
+    predictor = PredictorConfig(width=48, depth=3, heads=3)
+    model = VJEPA(ModelConfig(encoder=encoder, predictor=predictor))
+    for part in (model.encoder, model.target_encoder, model.predictor):
+        blocks = part.predictor_blocks if isinstance(part, Predictor) else part.blocks
+        for level, block in enumerate(blocks, start=1):
+            wanted = 0.02 if position == "sincos" else 0.02 / math.sqrt(2 * level)
+            for layer in (block.attn.proj, block.mlp.fc2):
+                assert layer.weight.std().item() == pytest.approx(wanted, rel=0.1)
+            for layer in (block.attn.qkv, block.mlp.fc1):
+                assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("position", ["sincos", "rotary"])

@@ -14,6 +14,7 @@ from vjepa.models.attention import INIT_STD, Block, init_layer
 from vjepa.models.config import EncoderConfig
 from vjepa.models.embedding import PatchEmbed, check_indices, position_code, resample_position_code
 from vjepa.models.given_table import rows_of_table
+from vjepa.models.linear import shrink_by_depth
 from vjepa.models.modalities import ModalityPatchEmbed
 from vjepa.models.packing import Packing, with_first
 from vjepa.models.preprocess import check_video, normalise_clip
@@ -57,6 +58,7 @@ class Encoder(nn.Module):
         """
         self.apply(partial(init_layer, std=self.config.init_std))
         self.patch_embed.init_weights(self.config.patch_init_std)
+        shrink_by_depth(self.blocks if self.config.is_rotary else ())
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=INIT_STD)
         self.reset_position_code()
@@ -232,9 +234,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         if config.num_frames != 1 or config.tubelet_size != 1:
             raise ValueError("config: FrameEncoder takes an image model (num_frames 1, tubelet 1)")
-        self.image_encoder = image_encoder
-        self.config = config
-        self.frames_at_once = frames_at_once
+        self.image_encoder, self.config, self.frames_at_once = image_encoder, config, frames_at_once
 
     def forward(
         self, video: Tensor, *, layers: Sequence[int] | None = None

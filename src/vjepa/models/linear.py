@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,3 +24,14 @@ class Linear(nn.Linear):
             return super().forward(input)
         rows = torch.mm(input.flatten(0, -2), self.weight.t()).add_(self.bias)
         return rows.view(*input.shape[:-1], self.out_features)
+
+
+def shrink_by_depth(blocks: Iterable[nn.Module], first: int = 1) -> None:
+    """Divide fresh weights of what attention and MLP add in block l, from `first`, by sqrt(2 l).
+
+    The authors' rule. It survives in V-JEPA 2, whose positions rotate, and in probes; V-JEPA's
+    pretraining draws all weights anew afterwards.
+    """
+    for level, block in enumerate(blocks, start=first):
+        for name in ("attn.proj.weight", "mlp.fc2.weight"):
+            block.get_parameter(name).detach().div_(math.sqrt(2 * level))

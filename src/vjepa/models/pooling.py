@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.models.attention import INIT_STD, Block, CrossAttention, Mlp, init_layer
+from vjepa.models.linear import shrink_by_depth
 
 PoolerVariant = Literal["paper", "released", "released_2"]
 """The paper's text, or what the authors' released code computes; that of V-JEPA 2."""
@@ -81,10 +82,10 @@ class AttentivePooler(nn.Module):
         if not self.query_tokens.is_meta:
             nn.init.normal_(self.query_tokens, std=INIT_STD)
         cross = self.cross_attention_block
-        _rescale(1, cross.mlp.fc2, cross.xattn.proj)
-        for level, block in enumerate(self.blocks, start=2):
-            assert isinstance(block, Block)
-            _rescale(level, block.mlp.fc2, block.attn.proj)
+        for layer in (cross.mlp.fc2, cross.xattn.proj):
+            if layer is not None:
+                layer.weight.div_(math.sqrt(2))
+        shrink_by_depth(self.blocks, first=2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool tokens float [B, N, D] to [B, D] for one query, [B, Q, D] for several."""
@@ -109,12 +110,6 @@ class AttentivePooler(nn.Module):
         queries = block.xattn.q(self.query_tokens[0]).unflatten(-1, (self.heads, -1))
         scores = torch.einsum("qhd,bnhd->bhqn", queries, keys)
         return (scores / math.sqrt(keys.shape[-1])).softmax(dim=-1)
-
-
-def _rescale(level: int, *layers: nn.Linear | None) -> None:
-    for layer in layers:
-        if layer is not None:
-            layer.weight.div_(math.sqrt(2.0 * level))
 
 
 class AttentiveClassifier(nn.Module):

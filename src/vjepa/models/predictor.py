@@ -16,6 +16,7 @@ from vjepa.models.attention import Block, init_layer
 from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_positions
 from vjepa.models.embedding import check_indices, position_code, resample_position_code
 from vjepa.models.encoder import NORM_EPS, Encoder
+from vjepa.models.linear import shrink_by_depth
 from vjepa.models.modalities import VECTOR_STD
 from vjepa.models.packing import Joined
 from vjepa.models.rotary import rotation
@@ -46,8 +47,7 @@ class Predictor(nn.Module):
         width = predictor_config.width
         heads = predictor_config.heads or encoder_config.heads
         check_positions("predictor.width", width, heads, encoder_config)
-        self.config = predictor_config
-        self.encoder_config = encoder_config
+        self.config, self.encoder_config = predictor_config, encoder_config
         width_in, levels = encoder_config.width, predictor_config.levels
         self._width_in = levels * width_in
         self.predictor_embed: nn.Module = nn.Linear(width_in, width)
@@ -75,6 +75,7 @@ class Predictor(nn.Module):
     def init_weights(self) -> None:
         """Draw all weights anew and recompute the position code, on the weights' device."""
         self.apply(partial(init_layer, std=self.config.init_std))
+        shrink_by_depth(self.predictor_blocks if self.encoder_config.is_rotary else ())
         for token in self.mask_tokens:
             nn.init.zeros_(token)
         for vector in self.modality_vectors.values():
@@ -194,8 +195,7 @@ class VJEPA(nn.Module):
         super().__init__()
         if config.encoder.is_given:
             raise ValueError("encoder.position: given: comes with weights of others; take sincos")
-        self.config = config
-        self.encoder = Encoder(config.encoder)
+        self.config, self.encoder = config, Encoder(config.encoder)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False)
         self.predictor = Predictor(config.encoder, config.predictor)
 
