@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_928
+MOST_LINES = 47_932
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -23,13 +23,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3984, 100),
     "cli": (2273, 30),
     "data": (1052, 15),
-    "data/clips": (1949, 63),
+    "data/clips": (1950, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1914, 38),
     "data/prepare": (1295, 37),
     "data/video": (2457, 54),
     "demo": (2081, 50),
-    "evaluation": (4560, 113),
+    "evaluation": (4563, 113),
     "jobs": (8759, 190),
     "jobs/detect": (1258, 23),
     "jobs/finetune": (892, 17),

@@ -119,6 +119,22 @@ def test_a_still_image_is_a_clip_of_repeats(tmp_path: Path, frames: int | None) 
     torch.testing.assert_close(found.tokens.flatten(0, 2), wanted[0])
 
 
+def test_a_still_image_goes_through_the_patches_for_images_when_asked(tmp_path: Path) -> None:
+    config = replace(VIDEO, position="rotary_pairs", position_reference=16, modalities=True)
+    encoder, path, window = _encoder(config), tmp_path / "a.png", WindowConfig(still_frames=1)
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    video = _video(tmp_path / "a.mp4", 9)
+    found, other = vjepa.extract_features(encoder, [path, video], window=window)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, None]
+    with torch.no_grad():
+        wanted = encoder(normalise_clip(image))
+    torch.testing.assert_close(found.tokens.flatten(0, 2), wanted[0])
+    assert (found.grid, found.frame_numbers.shape, other.grid) == ((1, 2, 2), (1, 1), (2, 2, 4))
+    with pytest.raises(UserError, match=r"window\.still_frames: 1 frames are not whole tubelets"):
+        vjepa.extract_features(_encoder(), path, window=window)
+
+
 def test_an_image_encoder_sees_every_frame_alone(tmp_path: Path) -> None:
     encoder, path = _encoder(IMAGE), _video(tmp_path / "a.mp4", 40)
     found = vjepa.extract_features(encoder, path, window=WindowConfig(stride=4, overlap=0.5))

@@ -206,6 +206,8 @@ def fitted_to(encoder: nn.Module, how: _Settings, source: str = "the encoder giv
         ("window.num_frames", window.num_frames, tubelet, "frames are not whole tubelets"),
         ("window.still_frames", window.still_frames, tubelet, "frames are not whole tubelets"),
     ):
+        if name == "window.still_frames" and value == 1 and config.modalities:
+            continue
         if value is not None and value % unit:
             fits = max(value // unit, 1) * unit
             raise UserError(f"{name}: {value} {what} of {unit}; take {fits}")
@@ -282,12 +284,13 @@ def look_of(
     between: tuple[float, float] | None = None,
 ) -> Look:
     """How a file is looked at; DecodeError if that cannot be decided."""
+    as_image = encoder.modalities and info.kind == "image" and how.window.still_frames == 1
     return look_at(
         info,
         how.window,
         how.framing,
         num_frames=encoder.num_frames,
-        tubelet_size=encoder.tubelet_size,
+        tubelet_size=1 if as_image else encoder.tubelet_size,
         image_size=encoder.image_size,
         patch_size=encoder.patch_size,
         between=between,

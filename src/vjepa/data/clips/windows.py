@@ -41,7 +41,8 @@ class WindowConfig:
     are averaged; 0 encodes every frame once."""
     still_frames: Annotated[int, Field(gt=0)] | None = None
     """Frames that a still image is repeated to; null: as many as a window (the paper's 16 frames),
-    one tubelet (2) costs an eighth of it."""
+    one tubelet (2) costs an eighth of it. 1: as an image, by a model that has patches of its own
+    for these (V-JEPA 2.1)."""
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.fps is not None:
