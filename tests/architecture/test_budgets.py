@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_932
+MOST_LINES = 47_937
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3984, 100),
+    "checkpoint": (3989, 100),
     "cli": (2273, 30),
     "data": (1052, 15),
     "data/clips": (1950, 63),

@@ -72,6 +72,14 @@ def test_what_a_checkpoint_says_goes_before_and_the_first_v_jepa_keeps_its_strid
     assert preprocess_of(first, encoder.config).clip.stride == 4
 
 
+def test_the_weights_of_a_hugging_face_folder_are_the_folder(folder: Path) -> None:
+    hub = folder / "hf_base_tiny"
+    whole, by_file = load_encoder(hub), load_encoder(hub / "model.safetensors")
+    assert (by_file.config, by_file.preprocess) == (whole.config, whole.preprocess)
+    frozen = open_encoder(EncoderSourceConfig(path=hub / "model.safetensors"))
+    assert frozen.identity.file == str(hub / "model.safetensors")
+
+
 def test_an_array_of_as_many_frames_is_the_clip_and_another_has_no_times(folder: Path) -> None:
     preprocess = load_encoder(folder / "hf_base_tiny").preprocess
     frames = np.zeros((9, 80, 90, 3), np.uint8)

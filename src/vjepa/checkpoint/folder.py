@@ -39,6 +39,8 @@ from vjepa.runtime.files import atomic_folder, save_tensors, stand_in
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "model.safetensors"
+MODEL_TYPE = "vjepa2"
+"""Of the Hugging Face folders that are read."""
 CONFIG_FILE = "config.json"
 STATE_FOLDER = "state"
 TRAINER_FILE = f"{STATE_FOLDER}/trainer.json"
@@ -73,6 +75,8 @@ def locate(path: str | PathLike[str]) -> Path:
     place, known = as_path(path), {*shipped_names(), *MODELS}
     if place.suffix in (".json", ".yaml"):
         raise UserError(f"{place}: a configuration, no weights; give the folder that it lies in")
+    if place.name == WEIGHTS_FILE and hub_config(place).get("model_type") == MODEL_TYPE:
+        return place.parent
     if str(place) not in known:
         return place
     if place.exists():

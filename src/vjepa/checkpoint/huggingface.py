@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
+    MODEL_TYPE,
     WEIGHTS_FILE,
     Asked,
     Held,
@@ -33,7 +34,6 @@ from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, InputConfig, PredictorConfig
 from vjepa.runtime.files import save_tensors
 
-MODEL_TYPE = "vjepa2"
 INDEX_FILE = "model.safetensors.index.json"
 PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 _ENCODER = {

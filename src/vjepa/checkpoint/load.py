@@ -14,6 +14,7 @@ from vjepa.checkpoint.catalogue import MODELS
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
     ENCODER_KEYS,
+    MODEL_TYPE,
     SHIPPED,
     WEIGHTS_FILE,
     Asked,
@@ -34,7 +35,7 @@ from vjepa.checkpoint.folder import (
 )
 from vjepa.checkpoint.foreign import open_foreign
 from vjepa.checkpoint.foreign_models import require_named, require_sizes
-from vjepa.checkpoint.huggingface import MODEL_TYPE, open_hub, require_hub_model, write_hub
+from vjepa.checkpoint.huggingface import open_hub, require_hub_model, write_hub
 from vjepa.checkpoint.inference import buildable
 from vjepa.checkpoint.released import (
     open_released,
