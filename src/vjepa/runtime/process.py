@@ -5,6 +5,7 @@ Workers that decode need this and no torch, which is imported only where a numbe
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import logging
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,9 @@ _NEVER = -1
 _LARGEST_BLOCK = 1 << 30
 _PR_SET_PDEATHSIG = 1
 _CGROUPS = Path("/sys/fs/cgroup")
-_IMPORTING, _MOMENT = "<frozen importlib._bootstrap>", 0.05
+_IMPORTING, _MOMENT, _LONGEST_IMPORT = "<frozen importlib._bootstrap>", 0.05, 15.0
+_PUT_OFF: dict[int, float] = {}
+"""Since when a signal is put off."""
 
 
 def prevent_openmp_spinning(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -127,12 +131,22 @@ def is_put_off(number: int, frame: FrameType | None) -> bool:
     """Whether a signal came in the midst of an import; it is sent again a moment later.
 
     A handler's exception there may be swallowed, and leave the lock of all imports taken: threads
-    that import something wait for it for ever.
+    that import something wait for it for ever. A program that runs in an import is not waited for.
     """
-    if frame is None or frame.f_code.co_filename != _IMPORTING:
+    while frame is not None and frame.f_code.co_filename != _IMPORTING:
+        frame = frame.f_back
+    since = _PUT_OFF.setdefault(number, time.monotonic())
+    if frame is None or time.monotonic() > since + _LONGEST_IMPORT:
+        del _PUT_OFF[number]
         return False
-    threading.Timer(_MOMENT, os.kill, (os.getpid(), number)).start()
+    # Not by `threading`, whose locks this may have interrupted.
+    _thread.start_new_thread(_send_again, (number,))
     return True
+
+
+def _send_again(number: int) -> None:
+    time.sleep(_MOMENT)
+    os.kill(os.getpid(), number)
 
 
 @contextmanager
