@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,17 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
     assert outcome.err.strip() == "interrupted: stopped at your request"
 
 
+@pytest.fixture
+def _usual_signals() -> Iterator[None]:
+    """As in a process of the command's own: a test before may have left a handler (Ray does)."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler or signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("_usual_signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_every_command_says_that_the_system_stopped_it(
     name: str, monkeypatch: pytest.MonkeyPatch, vjepa: Callable
@@ -128,6 +139,7 @@ def test_every_command_says_that_the_system_stopped_it(
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("_usual_signals")
 def test_of_several_processes_each_dies_of_a_signal_until_it_trains(
     monkeypatch: pytest.MonkeyPatch, vjepa: Callable
 ) -> None:

@@ -268,8 +268,8 @@ def test_a_half_written_folder_is_refused_until_it_is_whole(
     (videos / "broken.mp4").unlink()
     out, config, encode = tmp_path / "out", _config(model), FeatureWorker.encode
 
-    def interrupted(self: FeatureWorker, files: Sequence) -> Iterator:
-        yield next(encode(self, files))
+    def interrupted(self: FeatureWorker, files: Sequence, **how: object) -> Iterator:
+        yield next(encode(self, files, **how))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FeatureWorker, "encode", interrupted)
@@ -335,7 +335,7 @@ def test_what_lies_elsewhere_is_waited_for_after_a_stop(
     assert [*read_index(out)] == [str(videos / "a.mp4"), *paths[:3]]
 
 
-def _stopped(*_: object) -> Iterator:
+def _stopped(*_: object, **__: object) -> Iterator:
     raise KeyboardInterrupt
 
 

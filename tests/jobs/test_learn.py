@@ -39,7 +39,7 @@ from vjepa.evaluation.results import load_result
 from vjepa.jobs import learn, learn_probes, learn_report
 from vjepa.jobs.learn import LearnConfig
 from vjepa.jobs.learn_probes import plan_probe, stop_in_time
-from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.models import Encoder
 from vjepa.reporting.runs import read_run
 from vjepa.runtime.distributed import ProcessGroup
@@ -629,7 +629,7 @@ def test_a_run_that_was_begun_keeps_what_its_recipe_was(
 def test_every_size_is_a_config_that_builds() -> None:
     for name in learn._SIZES:
         config = learn._load(LearnConfig(), learn._SIZES[name])
-        assert learn.build_task(config).saved_modules()
+        assert build_task(config).saved_modules()
 
 
 @pytest.mark.parametrize(
