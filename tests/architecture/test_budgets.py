@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_951
+MOST_LINES = 47_958
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -37,7 +37,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (797, 15),
     "models": (2707, 66),
     "reporting": (1232, 45),
-    "runtime": (2711, 64),
+    "runtime": (2718, 64),
     "tasks": (1805, 44),
     "top level": (1003, 32),
     "training": (1760, 40),

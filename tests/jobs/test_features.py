@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -502,7 +503,9 @@ def test_impossible_settings(model: Path, changes: dict, message: str) -> None:
 def test_ray_does_the_same(model: Path, videos: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     run(_config(model), [videos], tmp_path / "local")
+    stop = signal.getsignal(signal.SIGTERM)
     report = run(_config(model, engine="ray", ray_workers=1), [videos], tmp_path / "ray")
+    assert signal.getsignal(signal.SIGTERM) == stop, "Ray's own would end with 15"
     assert (report.written, len(report.failed)) == (3, 1)
     for path in (tmp_path / "local").rglob("*.safetensors"):
         other = tmp_path / "ray" / path.relative_to(tmp_path / "local")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from vjepa.errors import UserError, needs_extra
+from vjepa.runtime.process import handled
 from vjepa.runtime.workers import Outcome
 
 EngineName = Literal["local", "ray"]
@@ -37,8 +39,13 @@ def ray_cluster() -> Generator[Any]:
         ray: Any = importlib.import_module("ray")
     is_ours = not ray.is_initialized()
     if is_ours:
+        stop: Any = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            # It sets a handler of its own, which ends with 15, and leaves it there.
+            with handled((signal.SIGTERM,), stop):
+                ray.init(
+                    include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+                )
         except Exception as error:  # Ray raises bare ones, also when a machine is too busy
             raise UserError(
                 f"engine ray: cannot be started ({error}); use --engine local"
