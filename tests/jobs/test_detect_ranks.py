@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for name, (ranks, more) in _CASES.items()
     ]
-    killed = {**jobs[2], "out": str(folder / "killed"), "kills": 2, "cpu_seconds": 1.0}
+    killed = {**jobs[2], "out": str(folder / "killed"), "kills": 2, "cpu_seconds": 0.5}
     launch_all(folder, jobs, killed)
     both = {**jobs[-1], "out": str(folder / "both_killed")}
     signals = [[rank, signal.SIGKILL] for rank in range(2)]
