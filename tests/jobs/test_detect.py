@@ -332,8 +332,10 @@ def test_a_training_that_was_stopped_while_it_was_measured_goes_on(
     assert _train(boxes, tmp_path / "out", "--optim.epochs=2") == 2, "another config"
     less = ("--training.activation_checkpointing=true", "--optim.accumulation_steps=2")
     assert _train(boxes, tmp_path / "out", "--optim.epochs=1", *less) == 0
-    assert 0 <= _figure(tmp_path / "out" / "result.json") <= 1
-    assert _train(boxes, tmp_path / "out", "--optim.epochs=1") == 2
+    figure = _figure(tmp_path / "out" / "result.json")
+    assert 0 <= figure <= 1
+    assert _train(boxes, tmp_path / "out", "--optim.epochs=1") == 0, "measured anew"
+    assert _figure(tmp_path / "out" / "result.json") == figure
 
 
 def test_videos_that_are_gone(
@@ -421,6 +423,11 @@ def test_eval_refuses_what_does_not_fit(
     assert main(["detect", "eval", str(detector), f"{fewer}.parquet"]) == 2
     assert "classes, the detector was trained on" in capsys.readouterr().err
     assert _train(boxes, detector) == 2
+    assert "holds a run with another config" in capsys.readouterr().err
+    bare = tmp_path / "bare"
+    shutil.copytree(detector, bare)
+    shutil.rmtree(bare / "checkpoints")
+    assert _train(boxes, bare) == 2
     assert "holds a detector already" in capsys.readouterr().err
     broken = tmp_path / "broken"
     shutil.copytree(detector, broken)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -31,8 +30,6 @@ STATE_FILE = "studies.json"
 """In a study's folder: for each study the files and settings that the user has given."""
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
-_REDONE = {"probe train": "", "detect train": "result.json"}
-"""Commands that do not go on in a folder in which this stands (at all; at its end): removed."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +198,6 @@ class _Runner:
                 continue
             self.waiting.remove(name)
             place, slot = _place(job, self.out), min(free)
-            if job.command in _REDONE and (place / _REDONE[job.command]).exists():
-                shutil.rmtree(place, ignore_errors=True)
             command = command_of(job, self.out)
             _LOGGER.info("starting %s: %s", job.id, job.what)
             process = start_command(command, place.with_suffix(".log"), self.slots[slot])

@@ -441,8 +441,11 @@ def test_nothing_in_out_is_overwritten(
     trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     config = probe_config(videos, checkpoint)
-    with pytest.raises(UserError, match="holds a probe already"):
-        train(config, trained)
+    before = {file: file.read_bytes() for file in trained.rglob("*") if file.is_file()}
+    assert train(config, trained).date == load_result(trained).date, "it is done already"
+    with pytest.raises(UserError, match="holds a probe of another config"):
+        train(replace(config, seed=config.seed + 1), trained)
+    assert {file: file.read_bytes() for file in trained.rglob("*") if file.is_file()} == before
     for name, text in (("config.yaml", "seed: 0\nobjective: vjepa\n"), ("notes.txt", "mine")):
         folder = tmp_path / name
         folder.mkdir()

@@ -102,13 +102,13 @@ def test_a_draw_of_other_labels_or_weights_is_not_taken_for_finished(
     for changed in ("train", "test"):
         new = {(changed, "red"): "green", (changed, "green"): "red"}
         relabelled(videos, manifest, lambda c, part, _, new=new: {"colour": new.get((part, c), c)})
-        with pytest.raises(UserError, match="split_5: holds a finished draw, but its videos or"):
+        with pytest.raises(UserError, match="split_5: holds a finished probe, but its videos or"):
             train_splits(config, tmp_path / "out")
     manifest.write_bytes(kept)
     weights = load_file(model / "model.safetensors")
     weights = {name: tensor + 1 for name, tensor in weights.items()}
     save_file(weights, model / "model.safetensors")
-    with pytest.raises(UserError, match="split_5: holds a finished draw, but the weights of its"):
+    with pytest.raises(UserError, match="split_5: holds a finished probe, but the weights of its"):
         train_splits(config, tmp_path / "out")
     shutil.copytree(checkpoint, model, dirs_exist_ok=True)
     assert train_splits(config, tmp_path / "out").results == first.results

@@ -88,9 +88,10 @@ class TrainedDetector:
 def train(config: DetectConfig, out: str | Path) -> TrainedDetector:
     """Train a detector and measure it once on the test table.
 
-    Into `out`, a new folder, or one in which the same job was interrupted: ``detector.json``,
+    Into `out`, a new folder, or one in which the same job has begun: ``detector.json``,
     ``detector.safetensors``, ``result.json``, ``result.md``, ``metrics.jsonl``, ``config.yaml``,
-    and checkpoints of head (and encoder, with `end_to_end`), from which training resumes exactly.
+    and checkpoints of head (and encoder, with `end_to_end`), from which training resumes exactly;
+    one that has ended is only measured anew.
 
     Under torchrun, or another launcher that sets the same variables, all processes call this: they
     share the key frames to be encoded, and each batch.
@@ -103,7 +104,7 @@ def train(config: DetectConfig, out: str | Path) -> TrainedDetector:
 
         def claim() -> None:
             stack.enter_context(claimed_folder(out, JOB, is_shared=True))
-            if (out / RESULT_FILE).exists():
+            if (out / RESULT_FILE).exists() and newest_step(out) is None:
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
             check_same_run(config, out, (*MAY_CHANGE, "data.on_bad_video"))
 

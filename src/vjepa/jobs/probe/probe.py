@@ -69,14 +69,18 @@ def train(
 ) -> ProbeResult:
     """Train probe heads on frozen features, choose one, measure it once on the test videos.
 
-    For several draws of the labels see :func:`train_splits`. `out` is a new folder: it receives the
-    probe, ``result.json``, ``result.md``, ``split.json``, ``config.yaml``, ``metrics.jsonl``,
-    ``answers.csv``, ``confusion.png`` and ``calibration.png``. `cached_rows` (int64, ascending) are
-    the training rows that a feature cache holds; None: all.
+    For several draws of the labels see :func:`train_splits`. `out` receives the probe,
+    ``result.json``, ``result.md``, ``split.json``, ``config.yaml``, ``metrics.jsonl``,
+    ``answers.csv``, ``confusion.png`` and ``calibration.png``; where it holds the result of the
+    same config, videos and encoder, that is returned. `cached_rows` (int64, ascending) are the
+    training rows that a feature cache holds; None: all.
     """
     config, out = from_dict(ProbeConfig, config), as_path(out)
     with claimed_folder(out, JOB):
-        _refuse_finished(out, RESULT_FILE, SPLITS_FILE)
+        _refuse_other(out, SPLITS_FILE)
+        if found := _finished(out, config):
+            _LOGGER.info("done already, at %s", found.date)
+            return found
         times = [time.perf_counter()]
         set_num_threads(config.num_threads)
         inputs = open_inputs(config, cached_rows)
@@ -143,8 +147,8 @@ def train(
         return result
 
 
-def _refuse_finished(out: Path, *files: str) -> None:
-    if any((out / name).exists() for name in files):
+def _refuse_other(out: Path, result: str) -> None:
+    if (out / result).exists():
         raise UserError(f"{out}: holds a probe already; give another --out or remove it")
 
 
@@ -319,7 +323,7 @@ def train_splits(config: ProbeConfig, out: str | Path) -> SplitsResult:
     single = replace(config, data=replace(config.data, num_splits=1))
     seeds = range(config.seed, config.seed + config.data.num_splits)
     with claimed_folder(out, JOB):
-        _refuse_finished(out, RESULT_FILE)
+        _refuse_other(out, RESULT_FILE)
         rows, own_cache = None, out / _TEMPORARY_CACHE
         if config.features.cache_dir is None and not config.features.online:
             rows = rows_of_all_splits(config)
@@ -337,7 +341,7 @@ def train_splits(config: ProbeConfig, out: str | Path) -> SplitsResult:
 
 
 def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
-    """The result of a draw that an earlier call has trained; `train` makes others anew."""
+    """The result of a probe that an earlier call has trained; UserError: it is another one."""
     if not (folder / RESULT_FILE).exists():
         return None
     result = load_result(folder)
@@ -356,4 +360,4 @@ def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
         changed = f"the weights of its encoder ({result.encoder}) have changed; restore them"
     else:
         return result
-    raise UserError(f"{folder}: holds a finished draw, but {changed}, or give another --out")
+    raise UserError(f"{folder}: holds a finished probe, but {changed}, or give another --out")
