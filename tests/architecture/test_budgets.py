@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_958
+MOST_LINES = 47_984
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -29,18 +29,18 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1295, 37),
     "data/video": (2457, 54),
     "demo": (2081, 50),
-    "evaluation": (4563, 113),
+    "evaluation": (4580, 113),
     "jobs": (8754, 190),
     "jobs/detect": (1259, 23),
     "jobs/finetune": (892, 17),
     "jobs/probe": (2176, 54),
     "masking": (797, 15),
     "models": (2707, 66),
-    "reporting": (1232, 45),
+    "reporting": (1234, 45),
     "runtime": (2718, 64),
     "tasks": (1805, 44),
     "top level": (1003, 32),
-    "training": (1760, 40),
+    "training": (1767, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

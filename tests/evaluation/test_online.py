@@ -60,6 +60,26 @@ def test_it_measures_the_label_on_the_validation_part(videos: Path) -> None:
     assert probe.run(9)["online_probe/top1"] <= 4 / 9
 
 
+def test_features_that_tell_no_more_than_before_the_first_update_are_told(
+    videos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = _encoder()
+    probe = _probe(encoder, OnlineProbeConfig(manifest=videos, label="colour"))
+    probe.run(5)
+    assert not caplog.text, "a process that began later knows of no floor"
+    with torch.no_grad():
+        before = encoder.patch_embed.proj.weight.clone()
+        encoder.patch_embed.proj.weight.zero_()
+    low = probe.run(0)["online_probe/tokens_top1"]
+    probe.run(5)
+    assert f"tell no more of colour than before the first update: {100 * low:.1f} %" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        encoder.patch_embed.proj.weight.copy_(before)
+    assert probe.run(10)["online_probe/top1"] == 1
+    assert not caplog.text
+
+
 def test_it_follows_the_live_encoder_and_leaves_no_gradient(videos: Path) -> None:
     encoder = _encoder()
     probe = _probe(encoder, OnlineProbeConfig(manifest=videos, label="colour", max_clips=9))

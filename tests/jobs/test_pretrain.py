@@ -191,7 +191,7 @@ def test_online_probe_is_measured_while_training(manifest: Path, tmp_path: Path)
     )
     pretrain.run(config, tmp_path / "run")
     probes = [line for line in metrics(tmp_path / "run") if line["kind"] == "evaluation"]
-    assert [line["step"] for line in probes] == [10, 20]
+    assert [line["step"] for line in probes] == [0, 10, 20], "what it learns is held against this"
     assert probes[0]["online_probe/count"] == 11
 
 

@@ -327,6 +327,16 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_comes_in_the_next_run(tmp_
     ]
 
 
+def test_what_is_measured_before_the_first_update_is_measured_once(tmp_path: Path) -> None:
+    """Whatever stops the training later."""
+    early = _Stopped(1)
+    early.is_early = True
+    for _ in range(2):
+        make_trainer(tmp_path, evaluators=[ToyEvaluator(), early]).fit()
+    steps = [line["step"] for line in _lines(tmp_path) if line["kind"] == "evaluation"]
+    assert steps == [0, 7, 7, 12, 12]
+
+
 def test_the_last_evaluation_is_waited_for(tmp_path: Path) -> None:
     """A run that is done does not go on."""
 

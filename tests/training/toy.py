@@ -92,6 +92,7 @@ class ToyEvaluator:
     """Draws random numbers, which must not change the training."""
 
     every_steps: int | None = None
+    is_early: bool = False
 
     def run(self, step: int) -> dict[str, float]:
         torch.randn(3)

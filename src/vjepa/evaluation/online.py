@@ -88,7 +88,13 @@ class _Clips:
 
 
 class OnlineProbe:
-    """An evaluator of the training loop: ``every_steps`` and ``run(step)``."""
+    """An evaluator of the training loop, which measures before the first update, too.
+
+    What that tells is the floor: features that predict one another well may tell no more of a label
+    than those of random weights, and no number of health shows it.
+    """
+
+    is_early = True
 
     def __init__(
         self,
@@ -117,6 +123,7 @@ class OnlineProbe:
         self._reading = (clip, view, reading or ReadingConfig())
         sizes = encoder.config
         assert isinstance(sizes, EncoderConfig)
+        self._floor: tuple[float, float] | None = None  # and the end of its interval; of update 0
         self._groups = {"": 1, "steps_": clip.num_frames // sizes.tubelet_size}
         if config.max_clips * sizes.num_tokens * sizes.width <= _MOST_NUMBERS:
             self._groups["tokens_"] = sizes.num_tokens
@@ -162,7 +169,7 @@ class OnlineProbe:
         return _Clips(kept, torch.cat(pixels), labels, -(-max(counts) // size))
 
     @torch.no_grad()
-    def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
+    def run(self, step: int) -> dict[str, float]:
         """Fit on the train part, measure on the validation part, by the weights alone.
 
         Returns:
@@ -192,6 +199,16 @@ class OnlineProbe:
                 "online_probe/train_top1": float(fitted.double().mean()),
                 "online_probe/penalty": classifier.penalty,
             }
+        best = max(values[f"online_probe/{name}top1"] for name in self._groups)
+        if step == 0:
+            self._floor = best, wilson_interval(round(best * len(truth)), len(truth)).high
+        elif self._floor is not None and best <= self._floor[1] and self._group.is_main:
+            _LOGGER.warning(
+                "step %d: so far the features tell no more of %s than before the first update: "
+                "%.1f %%, then %.1f %% (by its interval up to %.1f). It may be early; if it stays "
+                "so, try a lower learning rate or other masks",
+                *(step, self._config.label, 100 * best, *(100 * x for x in self._floor)),
+            )
         return values
 
     def _pooled(self, own: _Clips) -> tuple[dict[str, Tensor], Tensor]:

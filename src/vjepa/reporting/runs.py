@@ -203,7 +203,7 @@ def _lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list
 
 def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
     """Minutes of training and top-1 of the online probe then, as far as the run has measured it."""
-    minutes = {
+    minutes = {0: 0.0} | {
         record.step: record.values["elapsed_seconds"] / 60
         for record in state.of_kind("train")
         if "elapsed_seconds" in record.values
@@ -319,7 +319,9 @@ def state_lines(run: RunState, status: RunStatus) -> list[str]:
     lines.append(f"steps        {run.steps_done}{share}")
     lines.append(f"checkpoints  {', '.join(map(str, run.checkpoints)) or 'none'}")
     for kind in ("train", "health", "evaluation"):
-        for record in run.of_kind(kind)[-1:]:
+        found = run.of_kind(kind)
+        # The first measurement is what later ones are held against.
+        for record in [*(found[:-1][:1] if kind == "evaluation" else []), *found[-1:]]:
             values = ", ".join(
                 f"{name} {value:.4g}"
                 for name, value in record.values.items()

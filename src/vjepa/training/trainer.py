@@ -51,7 +51,10 @@ _OUT_OF_TIME, _NO_DATA = 1, 1000  # requests to stop; others are one more than a
 
 
 class Evaluator(Protocol):
-    """Something that is measured now and then while training, for example an online probe."""
+    """Something that is measured now and then while training, for example an online probe.
+
+    One that has `is_early` set is measured before the first update, too.
+    """
 
     @property
     def every_steps(self) -> int | None:
@@ -137,7 +140,10 @@ class Trainer:
         self._cpu_seconds = 0.0  # of the windows that are read
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
-        self._unmeasured: list[int] = []  # evaluators that a stop came before
+        # Evaluators that measure before the first update, later those that a stop came before.
+        self._unmeasured = [
+            n for n, e in enumerate(self.evaluators) if getattr(e, "is_early", False)
+        ]
 
     def _open_store(self, folder: Path) -> CheckpointStore:
         place, training = folder / CHECKPOINTS_FOLDER, self.training
@@ -313,8 +319,7 @@ class Trainer:
             self._log_window()
         if health:
             self._log_health(batch)
-        # What ends here is not resumed, and others would wait for a process that gives up.
-        is_over = is_end or self._completed == self.optim.steps or self.group.size > 1
+        is_over = is_end or self._completed == self.optim.steps  # what ends here is not resumed
         self._measure(due, None if is_over else signals)
         # Last, so that a resumed run has every line up to this step in its log.
         if save:
@@ -323,6 +328,8 @@ class Trainer:
 
     def _measure(self, evaluators: Sequence[int], signals: StopSignals | None) -> None:
         """Run evaluators, by number; at a stop the rest of them is left to the run that goes on."""
+        if self.group.size > 1:  # others would wait for a process that gives up
+            signals = None
         self._unmeasured = [number for number in evaluators if number < len(self.evaluators)]
         while self._unmeasured:
             run = partial(self.evaluators[self._unmeasured[0]].run, self._completed)
