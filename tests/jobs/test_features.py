@@ -135,9 +135,9 @@ def test_one_file_for_each_source_and_the_bad_one_named(
 ) -> None:
     out = tmp_path / "out"
     report = run(_config(model, format=kind), [videos], out)
-    assert (report.written, report.kept, len(report.failed)) == (3, 0, 1)
-    assert report.failed[0].path.endswith("broken.mp4")
-    assert report.failed[0].failure
+    assert (report.encoded, report.kept, len(report.failed)) == (3, 0, 1)
+    assert report.failed[0][0].endswith("broken.mp4")
+    assert report.failed[0][1]
     assert report.source_seconds == pytest.approx(1.0 + 2.0)
     written = {path.relative_to(out).as_posix() for path in out.rglob(f"*.{kind}")}
     assert written == {f"a.mp4.{kind}", f"sub/a.mp4.{kind}", f"still.png.{kind}"}
@@ -203,7 +203,7 @@ def test_features_of_a_variable_rate_that_went_by_the_mean_are_made_anew(
         before.setattr(FeatureWorker, "origin", lambda own, info: origin_of(info, own._digest))
         run(config, files, out)
     report = run(config, files, out)
-    assert (report.written, report.kept) == (1, 1)
+    assert (report.encoded, report.kept) == (1, 1)
     assert run(config, files, out).kept == 2
     by_time, info = vjepa.load_features(out)[1], inspect_file(str(files[1]))
     times = frame_times(info)
@@ -227,11 +227,11 @@ def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
     target.write_bytes(whole[:-7])
     (out / "still.png.safetensors").unlink()
     report = run(config, [videos], out)
-    assert (report.written, report.kept) == (2, 1)
+    assert (report.encoded, report.kept) == (2, 1)
     assert target.read_bytes() == whole
     write_video(videos / "a.mp4", coloured_frames("blue", 9))
     report = run(config, [videos], out)
-    assert (report.written, report.kept) == (1, 2)
+    assert (report.encoded, report.kept) == (1, 2)
     assert target.read_bytes() != whole
     assert read_index(out)[str(videos / "a.mp4")].grid == (3, 2, 2)
     (videos / "a.mp4").write_bytes(b"nothing")
@@ -241,7 +241,7 @@ def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
     assert [path.parent.name for path in out.rglob("*.safetensors")] == ["sub"]
     moved = videos.rename(tmp_path / "moved")
     report = run(config, [moved / "sub"], out)
-    assert (report.written, report.dropped, report.others) == (1, 0, 2)
+    assert (report.encoded, report.dropped, report.others) == (1, 0, 2)
     assert run(replace(config, drop=True), [moved / "sub"], out).dropped == 2
     assert vjepa.load_features(out).paths == (str(moved / "sub" / "a.mp4"),)
     assert len([*out.rglob("*.safetensors")]) == 1
@@ -253,7 +253,7 @@ def test_what_lies_behind_a_link_to_a_disk_that_is_away_stays(
     disk = (videos / "sub").rename(tmp_path / "disk")
     (videos / "sub").symlink_to(disk)
     out, config = tmp_path / "out", _config(model)
-    assert run(config, [videos], out).written == 3
+    assert run(config, [videos], out).encoded == 3
     away = disk.rename(tmp_path / "away")
     report = run(config, [videos], out)
     assert (report.kept, report.dropped, report.others) == (2, 0, 1)
@@ -422,13 +422,13 @@ def test_the_folder_of_another_job_or_process_is_left_alone(
 def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int) -> None:
     out, config = tmp_path / "seed=1", _config(model, format="parquet", pool=pool)
     report = run(config, [videos], out)
-    assert (report.written, len(report.failed)) == (3, 1)
+    assert (report.encoded, len(report.failed)) == (3, 1)
     table = pq.read_table(out / "table")
     paths = table.column("path").to_pylist()
     assert paths.count(str(videos / "a.mp4")) == rows
     assert len(table.column("features")[0]) == 24
     again = run(config, [videos], out)
-    assert (again.written, again.kept) == (0, 3)
+    assert (again.encoded, again.kept) == (0, 3)
     assert pq.read_table(out / "table").num_rows == table.num_rows
     first = {file.path: file for file in vjepa.load_features(out)}[str(videos / "a.mp4")]
     encoder, window = vjepa.load_encoder(model), WindowConfig(stride=2)
@@ -444,7 +444,7 @@ def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int
     assert len(again.times) == rows
     assert not torch.allclose(again.tokens, first.tokens, atol=1e-3)
     (tmp_path / "a.mp4").replace(videos / "a.mp4")  # the old file, with its old time
-    assert run(config, [videos], out).written == 1, "the newest rows are of another file"
+    assert run(config, [videos], out).encoded == 1, "the newest rows are of another file"
     again = vjepa.load_features(out)
     assert len(again[str(videos / "a.mp4")].times) == rows
     torch.testing.assert_close(again[str(videos / "a.mp4")].tokens, first.tokens)
@@ -464,7 +464,7 @@ def test_a_file_with_the_longest_name_has_features_too(model: Path, tmp_path: Pa
         file.parent.mkdir(exist_ok=True)
         write_video(file, coloured_frames("red", number))
     out = tmp_path / "out"
-    assert run(_config(model), files, out).written == 2
+    assert run(_config(model), files, out).encoded == 2
     assert vjepa.load_features(out).paths == tuple(map(str, files))
     assert run(_config(model), files, out).kept == 2
     record = FileRecord("/x/a", f"{'a' * 235}.npz", None, 1.0, NOT_YET)
@@ -506,7 +506,7 @@ def test_ray_does_the_same(model: Path, videos: Path, tmp_path: Path) -> None:
     stop = signal.getsignal(signal.SIGTERM)
     report = run(_config(model, engine="ray", ray_workers=1), [videos], tmp_path / "ray")
     assert signal.getsignal(signal.SIGTERM) == stop, "Ray's own would end with 15"
-    assert (report.written, len(report.failed)) == (3, 1)
+    assert (report.encoded, len(report.failed)) == (3, 1)
     for path in (tmp_path / "local").rglob("*.safetensors"):
         other = tmp_path / "ray" / path.relative_to(tmp_path / "local")
         np.testing.assert_allclose(load_file(other)["tokens"], load_file(path)["tokens"], atol=1e-5)

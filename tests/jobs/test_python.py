@@ -203,9 +203,9 @@ def test_a_config_may_be_plain_values_and_is_no_name(
 
 def test_jobs_take_folders_as_text(run: Path, video: str, tmp_path: Path) -> None:
     config, out = from_dict(FeaturesConfig, {"encoder": {"path": run}}), str(tmp_path / "out")
-    assert features.run(config, video, out).written == 1
+    assert features.run(config, video, out).encoded == 1
     again = features.run(config, (path for path in [video]), out)
-    assert (again.written, again.kept) == (0, 1)
+    assert (again.encoded, again.kept) == (0, 1)
     with pytest.raises(UserError, match="NoneType was given, where a path"):
         features.run(config, None, out)  # type: ignore[arg-type]
     assert video in vjepa.load_features(out)

@@ -190,21 +190,7 @@ def _features(args: argparse.Namespace) -> int:
     from vjepa.jobs.features import INDEX_FILE, run
 
     report = run(config, args.sources, args.out, args.split)
-    print(f"encoder: {report.encoder}")
-    for record in report.failed:
-        print(f"no features: {record.path}: {record.failure}")
-    parts = [f"{report.written} file{'s' * (report.written != 1)} encoded"]
-    others = "of other sources stay (--drop true takes them out)"
-    counts = (report.kept, "there already"), (report.dropped, "dropped"), (report.others, others)
-    parts += [f"{count} {what}" for count, what in counts if count]
-    parts += [f"{len(report.failed)} cannot be read"] if report.failed else []
-    line = ", ".join(parts)
-    if report.windows:
-        line += (
-            f"; {report.source_seconds:.1f} s of video in {report.wall_seconds:.1f} s:"
-            f" {report.windows / report.wall_seconds:.2f} windows/s"
-        )
-    print(line)
+    print(*report.lines("features", "windows", "cannot be read"), sep="\n")
     print(f"features: {args.out} (list of files: {INDEX_FILE})")
     return 1 if report.failed else 0
 

@@ -77,24 +77,9 @@ def _index(args: argparse.Namespace) -> int:
     config = resolve_config(args)
     from vjepa.jobs.search import index
 
-    done = index(config, args.sources, args.out)
-    print(f"encoder: {done.encoder}")
-    for path, reason in done.failed:
-        print(f"no moments: {path}: {reason}")
-    parts = [f"{done.encoded} file{'s' * (done.encoded != 1)} encoded"]
-    others = "of other sources stay (--drop true takes them out)"
-    counts = (done.kept, "there already"), (done.dropped, "dropped"), (done.others, others)
-    for count, what in counts:
-        parts += [f"{count} {what}"] if count else []
-    parts += [f"{len(done.failed)} cannot be used"] if done.failed else []
-    line = ", ".join(parts)
-    if done.new_moments:
-        line += (
-            f"; {done.source_seconds:.1f} s of video in {done.wall_seconds:.1f} s:"
-            f" {done.new_moments / done.wall_seconds:.1f} moments/s"
-        )
-    print(line)
-    print(f"database: {args.out} ({done.moments} moments)")
+    done, count = index(config, args.sources, args.out)
+    print(*done.lines("moments", "moments", "cannot be used"), sep="\n")
+    print(f"database: {args.out} ({count} moments)")
     return 1 if done.failed else 0
 
 

@@ -75,9 +75,6 @@ class FileEncodingConfig:
     """Which frames, in which windows."""
     framing: FramingConfig = field(default_factory=FramingConfig)
     """Which part of the frames."""
-    pool: Pool = "none"
-    """`none`: every token, [t, h, w, D]; `space`: a row for each tubelet, [t, D]; `video`: one for
-    each file, [D]. Means over tokens."""
     precision: Precision = "float32"
     """Of the encoder's computation."""
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -115,7 +112,8 @@ def extract_features(
             spaces them; every fourth is taken where an encoder has none.
         framing: Which part of the frames; None takes the whole frame, or its centre square where an
             encoder's positions are for one size (VideoMAE, MVD, OmniMAE, OpenCLIP, Hiera).
-        pool: As in :class:`FileEncodingConfig`.
+        pool: ``none``: every token, [t, h, w, D]; ``space``: a row for each tubelet, [t, D];
+            ``video``: one for each file, [D]. Means over tokens.
         batch_size: Windows per call of the encoder.
 
     Raises:
@@ -130,13 +128,13 @@ def extract_features(
     how = FileEncodingConfig(
         window=window or WindowConfig(),
         framing=framing or FramingConfig(),
-        pool=pool,
         batch_size=batch_size,
     )
     if isinstance(own := getattr(encoder, "preprocess", None), Preprocess):
         how = replace(how, window=how.window.spaced_as(own.clip))
     found: dict[int, FileFeatures] = {}
-    for index, look, parts in encode_files(encoder, [inspect_file(path) for path in every], how):
+    infos = [inspect_file(path) for path in every]
+    for index, look, parts in encode_files(encoder, infos, how, pool=pool):
         tokens, times = tokens_and_times(parts)
         assert isinstance(look, Look)
         numbers, path = look.plan.frame_numbers, every[index]
@@ -157,12 +155,14 @@ def encode_files(
     encoder: nn.Module,
     infos: Sequence[VideoInfo],
     how: FileEncodingConfig,
+    *,
+    pool: Pool = "none",
     between: tuple[float, float] | None = None,
 ) -> Iterator[tuple[int, Look | DecodeError, Iterator[Part]]]:
     """Encode files one after the other; a file that fails costs only itself.
 
-    The encoder has its sizes as ``config``, and computes on the device of its weights. `between`:
-    only this part of each video, in seconds.
+    The encoder has its sizes as ``config``, and computes on the device of its weights. `pool` as
+    for :func:`extract_features`; `between`: only this part of each video, in seconds.
 
     Yields:
         For each file its number, how it is looked at, or why that cannot be decided, and its parts,
@@ -188,7 +188,7 @@ def encode_files(
     with in_evaluation(encoder):
         encoded = itertools.chain(
             ((index, error, error) for index, error in failed.items()),
-            _encode(encoder, windows, how),
+            _encode(encoder, windows, how, pool),
         )
         for (index, look), own in itertools.groupby(encoded, key=lambda part: part[:2]):
             yield index, look, (_unless_failed(found) for *_, found in own)
@@ -307,6 +307,7 @@ def _encode(
     encoder: nn.Module,
     windows: Iterable[tuple[int, Look | DecodeError, ReadWindow | DecodeError]],
     how: FileEncodingConfig,
+    pool: Pool,
 ) -> Iterator[tuple[int, Look | DecodeError, Part | DecodeError]]:
     """Encode windows in batches of one size; the parts of a file come one after the other."""
     sizes = _sizes_of(encoder)
@@ -339,7 +340,7 @@ def _encode(
             for (index, look, window), found in zip(good, tokens, strict=True):
                 if file is None or file.index != index:
                     assert isinstance(look, Look)
-                    file = _OpenFile(index, look, how.pool)
+                    file = _OpenFile(index, look, pool)
                 yield index, look, file.add(found, window.seconds)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, overload
 from pydantic import Field, TypeAdapter
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, from_dict, load_config, to_dict
-from vjepa.data.clips.windows import Look
+from vjepa.data.clips.windows import Look, Pool
 from vjepa.data.manifest.storage import absolute
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
@@ -65,32 +65,41 @@ from vjepa.runtime.ray_engine import EngineName, ray_map
 
 
 @config_dataclass
-class FeaturesConfig(FileEncodingConfig):
-    """Everything that `vjepa features` needs to know."""
+class FilesConfig(FileEncodingConfig):
+    """What `vjepa features` and `vjepa search index` need to know of their files and encoder."""
 
     encoder: EncoderSourceConfig = field(default_factory=EncoderSourceConfig)
     """The frozen encoder."""
+    readers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
+    device: DeviceName = "auto"
+    """Where the encoder runs; `auto` takes a GPU when there is one."""
+    num_threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of torch; null: torch's choice."""
+    drop: bool = False
+    """Take out what was made of files that none of the sources names, such as rows taken off a
+    manifest; else only of those that are gone from a folder that is named."""
+
+
+@config_dataclass
+class FeaturesConfig(FilesConfig):
+    """Everything that `vjepa features` needs to know."""
+
+    pool: Pool = "none"
+    """`none`: every token, [t, h, w, D]; `space`: a row for each tubelet, [t, D]; `video`: one for
+    each file, [D]. Means over tokens."""
     format: Literal["safetensors", "npz", "parquet"] = "safetensors"
     """One `safetensors` or `npz` file for each source; `parquet`: a folder of parts, pooled rows
     only, which other tools read as one table."""
     stored: StoredType = "float32"
     """Type of the stored numbers; `float16` takes half the space."""
-    readers: Annotated[int, Field(ge=0)] = 2
-    """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
     compile: bool = False
     """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
-    device: DeviceName = "auto"
-    """Where the encoder runs; `auto` takes a GPU when there is one."""
-    num_threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of torch; null: torch's choice."""
     engine: EngineName = "local"
     """`local`: this process; `ray`: workers of a Ray cluster, or of a Ray started on this machine
     (needs the extra `ray`)."""
     ray_workers: Annotated[int, Field(ge=1)] = 2
     """Processes of `engine: ray`, each with its own encoder; on GPUs each takes one."""
-    drop: bool = False
-    """Take out the features of files that none of the sources names; else only of those that are
-    gone from a folder that is named."""
 
     def __post_init__(self) -> None:
         if self.engine == "local" and self.ray_workers != FeaturesConfig.ray_workers:
@@ -136,23 +145,41 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class FeaturesReport:
-    """What a run has done: files encoded, found there already, without features; windows; seconds.
+class FilesReport:
+    """What a run over files has done: files encoded, found there already, without a result and why.
 
-    `dropped` are those taken out, `others` those that stay and that no source named.
-    `encoder` says which it was: file, weights and hash, or untrained.
-    `source_seconds` is the length of the encoded sources, `wall_seconds` includes loading.
+    `dropped` are those taken out, `others` those that stay and that no source named. `pieces` are
+    the windows of files, or the moments in them. `encoder` says which it was: file, weights and
+    hash, or untrained. `source_seconds` is the length of the encoded sources, `wall_seconds`
+    includes loading.
     """
 
-    written: int
+    encoded: int
     kept: int
     dropped: int
     others: int
-    failed: tuple[FileRecord, ...]
-    windows: int
+    failed: tuple[tuple[str, str], ...]
+    pieces: int
     source_seconds: float
     wall_seconds: float
     encoder: str
+
+    def lines(self, made: str, pieces: str, not_usable: str) -> list[str]:
+        """All of it in words: `made` of the `pieces` of files, or not, as they are `not_usable`."""
+        lines = [f"encoder: {self.encoder}"]
+        lines += [f"no {made}: {path}: {reason}" for path, reason in self.failed]
+        others = "of other sources stay (--drop true takes them out)"
+        counts = (self.kept, "there already"), (self.dropped, "dropped"), (self.others, others)
+        counts = (*counts, (len(self.failed), not_usable))
+        parts = [f"{self.encoded} file{'s' * (self.encoded != 1)} encoded"]
+        parts += [f"{count} {what}" for count, what in counts if count]
+        line = ", ".join(parts)
+        if self.pieces:
+            line += (
+                f"; {self.source_seconds:.1f} s of video in {self.wall_seconds:.1f} s: "
+                f"{self.pieces / self.wall_seconds:.2f} {pieces}/s"
+            )
+        return [*lines, line]
 
 
 _File = tuple[VideoInfo, str | None]
@@ -163,7 +190,7 @@ _Done = tuple["FileRecord", int]
 
 def run(
     config: FeaturesConfig, sources: Sequence[str | Path], out: str | Path, split: str | None = None
-) -> FeaturesReport:
+) -> FilesReport:
     """Write the features of every file of the sources; what is there already is kept.
 
     Files that lay below one of the folders and are gone are dropped, with `config.drop` all that
@@ -222,13 +249,13 @@ def run(
             worker.flush()
             _write_index(out, known)
         good = [record for record in encoded if record.failure is None]
-        return FeaturesReport(
-            written=len(good),
+        return FilesReport(
+            encoded=len(good),
             kept=kept,
             dropped=len(gone),
             others=len(unnamed) - len(gone),
-            failed=tuple(record for record in encoded if record.failure is not None),
-            windows=windows,
+            failed=tuple((one.path, one.failure) for one in encoded if one.failure is not None),
+            pieces=windows,
             source_seconds=sum(record.seconds for record in good),
             wall_seconds=time.perf_counter() - started,
             encoder=worker.encoder,
@@ -315,7 +342,9 @@ class FeatureWorker:
         encoder = self._frozen.encoder.to(self._device)
         if self.config.compile:
             compile_encoder(encoder)
-        for index, look, parts in encode_files(encoder, infos, self.config, between):
+        for index, look, parts in encode_files(
+            encoder, infos, self.config, pool=self.config.pool, between=between
+        ):
             if progress and not isinstance(look, DecodeError) and len(look.plan.starts) >= _LONG:
                 parts = _told(parts, look, progress)
             yield index, look, parts

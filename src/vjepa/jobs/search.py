@@ -14,27 +14,30 @@ import logging
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from vjepa.checkpoint import locate
 from vjepa.config import config_dataclass, field_types, from_dict
-from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
+from vjepa.data.clips.windows import Look
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.video_features import Part, tokens_and_times
-from vjepa.jobs.features import FeaturesConfig, FeatureWorker, stored_config
-from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.jobs.features import (
+    FeaturesConfig,
+    FeatureWorker,
+    FilesConfig,
+    FilesReport,
+    stored_config,
+)
 from vjepa.jobs.videos import files_of, gone_from, is_gone
 from vjepa.paths import as_path, as_paths
-from vjepa.runtime.device import DeviceName, Precision
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json
 from vjepa.runtime.process import set_num_threads
 from vjepa.runtime.progress import Progress
@@ -54,55 +57,13 @@ _FEWEST = 0.5
 
 
 @config_dataclass
-class SearchConfig:
-    """Everything that `vjepa search index` needs to know."""
-
-    encoder: EncoderSourceConfig = field(default_factory=EncoderSourceConfig)
-    """The frozen encoder."""
-    window: WindowConfig = field(default_factory=WindowConfig)
-    """A moment: so many frames, so spaced; the next one overlaps it."""
-    framing: FramingConfig = field(default_factory=FramingConfig)
-    """Which part of the frames."""
-    precision: Precision = "float32"
-    """Of the encoder's computation."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Windows per call of the encoder."""
-    readers: Annotated[int, Field(ge=0)] = 2
-    """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
-    device: DeviceName = "auto"
-    """Where the encoder runs; `auto` takes a GPU when there is one."""
-    num_threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of torch; null: torch's choice."""
-    drop: bool = False
-    """Take out the files that none of the sources names, such as rows taken off a manifest; else
-    only those that are gone from a folder that is named."""
+class SearchConfig(FilesConfig):
+    """Everything that `vjepa search index` needs to know; a window of `window` is a moment."""
 
     def for_features(self) -> FeaturesConfig:
         """The same for the code that encodes whole files."""
-        shared = field_types(SearchConfig).keys() & field_types(FeaturesConfig)
-        return FeaturesConfig(pool="space", **{name: getattr(self, name) for name in shared})
-
-
-@dataclass(frozen=True)
-class IndexReport:
-    """What an index run has done, and what the database holds after it.
-
-    `others` are files that no source named, `failed` those without moments, and why;
-    `source_seconds` is the length of the videos that were encoded.
-    """
-
-    encoded: int
-    kept: int
-    dropped: int
-    others: int
-    failed: tuple[tuple[str, str], ...]
-    new_moments: int
-    source_seconds: float
-    wall_seconds: float
-    moments: int
-    encoder: str
+        own = {name: getattr(self, name) for name in field_types(SearchConfig)}
+        return FeaturesConfig(pool="space", **own)
 
 
 @dataclass(frozen=True)
@@ -118,12 +79,14 @@ class Moment:
     origin: str = ""  # in a database: hash of what it was made from
 
 
-def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) -> IndexReport:
+def index(
+    config: SearchConfig, sources: Sequence[str | Path], out: str | Path
+) -> tuple[FilesReport, int]:
     """Bring a database up to date with videos: only new and changed files are encoded.
 
     Files that lay below one of the folders and do no more are dropped, with `config.drop` all
     that no source names. Sources are those of `vjepa features`. A run that was stopped goes on with
-    the same command.
+    the same command. Returned are what was done, and how many moments the database has now.
 
     Raises:
         UserError: Bad input, another encoder or other settings than the database's, another job's
@@ -185,18 +148,18 @@ def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) 
             if waiting:
                 table.add(waiting)
         count = _finish(out, table, worker)
-        return IndexReport(
+        report = FilesReport(
             encoded=len(todo) - len(failed),
             kept=kept,
             dropped=len(gone),
             others=len(unnamed) - len(gone),
             failed=tuple(failed),
-            new_moments=rows,
+            pieces=rows,
             source_seconds=seconds,
             wall_seconds=time.perf_counter() - started,
-            moments=count,
             encoder=worker.encoder,
         )
+        return report, count
 
 
 def _lancedb() -> Any:
