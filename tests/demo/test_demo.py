@@ -340,7 +340,9 @@ def test_videos_of_others_are_shown_as_their_labels_allow(
     overrides: dict[str, dict[str, str]] = {}
     shown: list[DemoFindings] = []
     monkeypatch.setattr(demo, "measure_rates", lambda *_: {"vjepa": 2.0, "pixel": 3.0})
-    monkeypatch.setattr(demo, "train_side_by_side", lambda _, given, *__: overrides.update(given))
+    monkeypatch.setattr(
+        demo, "train_side_by_side", lambda _, __, given, *_rest: overrides.update(given)
+    )
     monkeypatch.setattr(demo, "run_probes", lambda settled, *_: {"labels": settled})
     monkeypatch.setattr(demo, "train_decoder", lambda *_: None)
     monkeypatch.setattr(demo, "write_demo_report", lambda found, _: shown.append(found))
@@ -446,9 +448,9 @@ def test_another_demo_does_not_take_the_folder(finished: Finished, tmp_path: Pat
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
-    task = demo_training.TrainingTask("vjepa", 0, tmp_path / "runs" / "a")
+    folders = {"vjepa": tmp_path / "runs" / "a"}
     with pytest.raises(UserError, match="nosuch"):
-        demo_training.train_side_by_side((task,), {"vjepa": {}}, "nosuch", 0.1)
+        demo_training.train_side_by_side(folders, 0, {"vjepa": {}}, "nosuch", 0.1)
 
 
 def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(

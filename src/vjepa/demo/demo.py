@@ -21,7 +21,6 @@ from vjepa.demo.synthetic_files import synthesise
 from vjepa.demo.training import (
     DECODER_FOLDER,
     OBJECTIVES,
-    TrainingTask,
     measure_rates,
     run_folder,
     train_side_by_side,
@@ -98,9 +97,8 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         by_objective["pixel"] |= _OF_PIXELS
         for seed in config.seeds:
             folders = {name: run_folder(out, name, seed) for name in OBJECTIVES}
-            tasks = tuple(TrainingTask(name, seed, folder) for name, folder in folders.items())
             with _stage("pretraining (features and pixels side by side)", seconds):
-                train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
+                train_side_by_side(folders, seed, by_objective, config.recipe, config.minutes)
         with _stage("probing frozen features", seconds):
             # First: it decodes the test videos, for which the probes could start no processes.
             baselines = pixel_baselines(config, out, probed)

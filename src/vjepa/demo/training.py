@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from vjepa.config import RESOLVED_CONFIG_FILE
@@ -28,20 +27,6 @@ _TRIAL = {
 }
 
 
-@dataclass(frozen=True)
-class TrainingTask:
-    """One pretraining run of the demo."""
-
-    objective: str
-    seed: int
-    folder: Path
-
-    @property
-    def log(self) -> Path:
-        """What its process writes, beside its folder."""
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-
 def run_folder(out: Path, objective: str, seed: int) -> Path:
     """Where the run of an objective and seed lies."""
     return out / "runs" / f"{objective}_seed{seed}"
@@ -61,27 +46,29 @@ def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[s
     if "updates_per_cpu_second" in found:
         return found["updates_per_cpu_second"]
     trial = dict(settings) | _TRIAL | {"optim.steps": str(_TRIAL_STEPS), "optim.warmup_steps": "1"}
-    tasks = tuple(TrainingTask(objective, 0, out / "trial" / objective) for objective in OBJECTIVES)
-    train_side_by_side(tasks, {task.objective: trial for task in tasks}, recipe, 0.25)
+    folders = {objective: out / "trial" / objective for objective in OBJECTIVES}
+    train_side_by_side(folders, 0, dict.fromkeys(folders, trial), recipe, 0.25)
     rates = {}
-    for task in tasks:
-        steps, seconds = read_run(task.folder).series("train", "cpu_seconds")
+    for objective, folder in folders.items():
+        steps, seconds = read_run(folder).series("train", "cpu_seconds")
         half = len(steps) // 2
-        rates[task.objective] = (steps[-1] - steps[half - 1]) / sum(seconds[half:])
+        rates[objective] = (steps[-1] - steps[half - 1]) / sum(seconds[half:])
     atomic_write(plan, json.dumps({"updates_per_cpu_second": rates}))
     shutil.rmtree(out / "trial")
     return rates
 
 
 def train_side_by_side(
-    tasks: tuple[TrainingTask, ...],
+    folders: Mapping[str, Path],
+    seed: int,
     settings: Mapping[str, Mapping[str, str]],
     recipe: str,
     minutes: float,
 ) -> None:
-    """Run all tasks at the same time, one CPU thread each, and wait for them.
+    """Pretrain each objective into its folder, all at the same time, one CPU thread each.
 
-    A task that a former call has begun is resumed; one that is complete ends at once.
+    A run that a former call has begun is resumed; one that is complete ends at once. What its
+    process writes lies beside its folder.
 
     `settings` holds each objective's overrides of the recipe; the display counts to `minutes` of
     CPU time.
@@ -91,23 +78,23 @@ def train_side_by_side(
         KeyboardInterrupt: After the runs have saved their checkpoints.
     """
     processes = {}
-    for task in tasks:
+    logs = {name: folder.with_name(f"{folder.name}.log") for name, folder in folders.items()}
+    for objective, folder in folders.items():
         command = ["pretrain", "--config", recipe]
-        command += [f"--{name}={value}" for name, value in settings[task.objective].items()]
-        command += [f"--seed={task.seed}", f"--objective.name={task.objective}"]
-        command += ["--out", str(task.folder)]
+        command += [f"--{name}={value}" for name, value in settings[objective].items()]
+        command += [f"--seed={seed}", f"--objective.name={objective}", "--out", str(folder)]
         # One thread each: two with two on two cores would only wait for one another.
-        processes[task] = start_command(command, task.log, {"OMP_NUM_THREADS": "1"})
-    title = f"pretraining, seed {tasks[0].seed}"
+        processes[objective] = start_command(command, logs[objective], {"OMP_NUM_THREADS": "1"})
+    title = f"pretraining, seed {seed}"
     with Progress(title, max(1, round(60 * minutes))) as progress:
         try:
             while any(process.poll() is None for process in processes.values()):
                 time.sleep(_POLL_SECONDS)
                 seconds, notes = [], []
-                for task in tasks:
-                    elapsed, rate, loss = _newest(task)
+                for objective, folder in folders.items():
+                    elapsed, rate, loss = _newest(folder)
                     seconds.append(elapsed)
-                    notes.append(f"{task.objective}: {rate:.0f} clips/s, loss {loss:.3f}")
+                    notes.append(f"{objective}: {rate:.0f} clips/s, loss {loss:.3f}")
                 # The CPU time of the run that is furthest behind.
                 progress.update(round(min(seconds)), ", ".join(notes))
         except BaseException:
@@ -117,19 +104,19 @@ def train_side_by_side(
             for process in processes.values():
                 process.wait()
             raise
-    for task, process in processes.items():
+    for objective, process in processes.items():
         if process.returncode != 0:
-            tail = task.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            tail = logs[objective].read_text(encoding="utf-8", errors="replace").splitlines()
             raise UserError(
-                f"pretraining {task.objective} seed {task.seed} ended with code "
-                f"{process.returncode}; end of {task.log}:\n" + "\n".join(tail[-_LOG_TAIL_LINES:])
+                f"pretraining {objective} seed {seed} ended with code {process.returncode}; end of "
+                f"{logs[objective]}:\n" + "\n".join(tail[-_LOG_TAIL_LINES:])
             )
 
 
-def _newest(task: TrainingTask) -> list[float]:
-    """Its CPU time, clips a second and loss, 0 where there is none yet."""
+def _newest(folder: Path) -> list[float]:
+    """A run's CPU time, clips a second and loss, 0 where there is none yet."""
     names = ("elapsed_cpu_seconds", "clips_per_second", "loss")
-    if not (task.folder / RESOLVED_CONFIG_FILE).is_file():
+    if not (folder / RESOLVED_CONFIG_FILE).is_file():
         return [0.0] * len(names)
-    run = read_run(task.folder)
+    run = read_run(folder)
     return [(run.series("train", name)[1] or [0.0])[-1] for name in names]
