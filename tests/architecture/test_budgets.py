@@ -14,30 +14,30 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_984
+MOST_LINES = 47_923
 MOST_FILES = 208
-MOST_CLASSES = 382
+MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3989, 100),
-    "cli": (2273, 30),
+    "cli": (2244, 30),
     "data": (1052, 15),
     "data/clips": (1950, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1914, 38),
     "data/prepare": (1295, 37),
     "data/video": (2457, 54),
-    "demo": (2081, 50),
-    "evaluation": (4580, 113),
-    "jobs": (8754, 190),
-    "jobs/detect": (1259, 23),
+    "demo": (2068, 49),
+    "evaluation": (4578, 113),
+    "jobs": (8746, 190),
+    "jobs/detect": (1246, 23),
     "jobs/finetune": (892, 17),
-    "jobs/probe": (2176, 54),
+    "jobs/probe": (2173, 54),
     "masking": (797, 15),
     "models": (2707, 66),
     "reporting": (1234, 45),
-    "runtime": (2718, 64),
+    "runtime": (2725, 65),
     "tasks": (1805, 44),
     "top level": (1003, 32),
     "training": (1767, 40),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +18,13 @@ from vjepa.jobs.pretrain_room import same_config
 from vjepa.jobs.videos import checked_workers, describe
 from vjepa.paths import as_path
 from vjepa.reporting.pictures import write_moving, write_mp4
-from vjepa.runtime.files import atomic_path, atomic_write, begin_folder, claimed_folder
+from vjepa.runtime.files import (
+    atomic_path,
+    atomic_write,
+    begin_folder,
+    claimed_folder,
+    write_csv,
+)
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WorkerPool
 
@@ -55,10 +59,8 @@ def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) ->
             same_config(config, out)
         begin_folder(out, "data synth", config)
         tasks: list[_Task] = []
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
         names = () if config.boxes else ("motion", "appearance", "colour")[: 2 + config.colours]
-        writer.writerow(("path", "split", *names))
+        table = [("path", "split", *names)]
         for split in SPLITS:
             count = config.num_clips(split)
             if count:
@@ -69,7 +71,7 @@ def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) ->
             for index in range(count):
                 labels = () if config.boxes else clip_labels(config, split, index)
                 path = clip_path(split, index, boxes=config.boxes)
-                writer.writerow((path.as_posix(), split, *labels))
+                table.append((path.as_posix(), split, *labels))
         total = sum(len(indices) for *_, indices in tasks)
         done = 0
         others = 0 if workers == 1 or len(tasks) == 1 else workers
@@ -82,7 +84,7 @@ def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) ->
                 progress.update(done)
         if config.boxes:
             _write_ava_files(config, out)
-        atomic_write(out / _LABELS_FILE, table.getvalue())
+        write_csv(out / _LABELS_FILE, table)
         return out / _LABELS_FILE
 
 
@@ -91,21 +93,21 @@ def _write_ava_files(config: SyntheticConfig, out: Path) -> None:
     items = (f'item {{\n  name: "{name}"\n  id: {n}\n}}\n' for n, name in enumerate(BOX_CLASSES, 1))
     atomic_write(out / _CLASSES_FILE, "".join(items))
     for split in SPLITS:
-        truths, people = io.StringIO(), io.StringIO()
-        truth, persons = (csv.writer(file, lineterminator="\n") for file in (truths, people))
+        truth: list[tuple[object, ...]] = []
+        persons: list[tuple[object, ...]] = []
         for index in range(config.num_clips(split)):
             video = clip_path(split, index, boxes=True).stem
             boxes, found = boxes_of(config, split, index)
             empty = set(key_seconds(config)) - {row.second for row in boxes}
-            truth.writerows((video, f"{second:.4f}") for second in sorted(empty))
+            truth += [(video, f"{second:.4f}") for second in sorted(empty)]
             for number, row in enumerate(boxes):
                 second = f"{row.second:.4f}"
-                truth.writerows((video, second, *row.box, label, number) for label in row.labels)
+                truth += [(video, second, *row.box, label, number) for label in row.labels]
             for row in found:
-                persons.writerow((video, f"{row.second:.4f}", *row.box, "", f"{row.score:.4f}"))
+                persons.append((video, f"{row.second:.4f}", *row.box, "", f"{row.score:.4f}"))
         if config.num_clips(split):
-            atomic_write(out / f"{split}.csv", truths.getvalue())
-            atomic_write(out / f"{split}_persons.csv", people.getvalue())
+            write_csv(out / f"{split}.csv", truth)
+            write_csv(out / f"{split}_persons.csv", persons)
 
 
 def clip_path(split: str, index: int, *, boxes: bool = False) -> Path:

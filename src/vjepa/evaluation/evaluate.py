@@ -10,7 +10,6 @@ average over segments and views; `golden` tests hold both to recorded numbers.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from vjepa.evaluation.labels import Labels, Split
 from vjepa.evaluation.metrics import Accuracy, AveragePrecision
 from vjepa.evaluation.results import Evaluation
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.runtime.files import atomic_path
+from vjepa.runtime.files import write_csv
 
 Wanted = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows of the manifest and the pass that each is wanted from, int64 [b] twice."""
@@ -187,11 +186,9 @@ def evaluate(
         raise UserError(f"not one video could be read {first}; name other videos")
     if answers is not None and group.is_main:
         rows, names, lines = total.table()
-        with atomic_path(answers) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", *names])
-            paths = itertools.chain.from_iterable(manifest.paths(rows))
-            writer.writerows([path, *line] for path, line in zip(paths, lines, strict=True))
+        paths = itertools.chain(["path"], *manifest.paths(rows))
+        table = zip(paths, [names, *lines], strict=True)
+        write_csv(answers, ((path, *line) for path, line in table), "\r\n")
     return Evaluation(
         manifest=manifest.source,
         manifest_hash=manifest.content_hash,

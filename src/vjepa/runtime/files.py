@@ -7,6 +7,7 @@ a file under its final name. What was being written stands in ``NAME.PID.partial
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import json
@@ -16,7 +17,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -99,6 +100,12 @@ def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
         aside.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]], line_end: str = "\n") -> None:
+    """Write rows as a CSV file, whole or not at all; numbers with all their digits."""
+    with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator=line_end).writerows(rows)
 
 
 SAVE_SECONDS = 60.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.runtime.files import atomic_path
+from vjepa.runtime.files import write_csv
 from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
 
@@ -316,15 +315,6 @@ def _strangers(found: LabelledBoxes, boxes: BoxTable, elsewhere: Collection[str]
 
 def write_detections(path: Path, found: LabelledBoxes) -> None:
     """Detections as a csv file of AVA's format, with all digits of boxes and scores."""
-    with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        rows = zip(
-            found.image.tolist(),
-            found.box.tolist(),
-            found.label.tolist(),
-            found.score.tolist(),
-            strict=True,
-        )
-        for image, box, label, score in rows:
-            video, second = found.images[image]
-            writer.writerow((video, second, *box, label, score))
+    columns = (found.image, found.box, found.label, found.score)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    write_csv(path, ((*found.images[image], *box, *answer) for image, box, *answer in rows))

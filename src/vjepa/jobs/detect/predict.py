@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from vjepa.jobs.detect.detector import Detector
 from vjepa.jobs.videos import files_of
 from vjepa.reporting.pictures import words_font, write_moving
 from vjepa.runtime.device import DeviceSetup
-from vjepa.runtime.files import atomic_path, check_kind
+from vjepa.runtime.files import atomic_write, check_kind, write_csv
 from vjepa.runtime.progress import Progress
 
 PREDICTION_FILES = (".csv", ".jsonl")
@@ -261,26 +260,24 @@ def write_predictions(
 ) -> None:
     """Write a line a box: as JSON objects, or as csv with columns for each of the classes."""
     check_kind("--out", path, *PREDICTION_FILES)
-    with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
-            for answer in answers:
-                shown = [{"name": name, "share": share} for name, share in answer.classes]
-                file.write(json.dumps({**asdict(answer), "classes": shown}) + "\n")
-            for failed, reason in failures.items():
-                file.write(json.dumps({"path": failed, "failure": reason}) + "\n")
-            return
-        writer = csv.writer(file, lineterminator="\n")
-        most = max((len(answer.classes) for answer in answers), default=0)
-        columns = [f"{what}_{n + 1}" for n in range(most) for what in ("class", "share")]
-        sides = ("x1", "y1", "x2", "y2")
-        writer.writerow(["path", "second", *sides, "person_score", *columns, "failure"])
-        for answer in answers:
-            cells = [cell for entry in answer.classes for cell in entry]
-            writer.writerow(
-                [answer.path, answer.second, *answer.box, answer.person_score, *cells, ""]
-            )
-        for failed, reason in failures.items():
-            writer.writerow([failed, *[""] * (6 + 2 * most), reason])
+    if path.suffix == ".jsonl":
+        plain: list[dict[str, Any]] = []
+        for one in answers:
+            shown = [{"name": name, "share": share} for name, share in one.classes]
+            plain.append({**asdict(one), "classes": shown})
+        plain += [{"path": failed, "failure": reason} for failed, reason in failures.items()]
+        atomic_write(path, "".join(json.dumps(values) + "\n" for values in plain))
+        return
+    most = max((len(answer.classes) for answer in answers), default=0)
+    columns = [f"{what}_{n + 1}" for n in range(most) for what in ("class", "share")]
+    rows: list[tuple[object, ...]] = [
+        ("path", "second", "x1", "y1", "x2", "y2", "person_score", *columns, "failure")
+    ]
+    for one in answers:
+        cells = chain.from_iterable(one.classes)
+        rows.append((one.path, one.second, *one.box, one.person_score, *cells, ""))
+    rows += [(failed, *[""] * (6 + 2 * most), reason) for failed, reason in failures.items()]
+    write_csv(path, rows)
 
 
 def draw(

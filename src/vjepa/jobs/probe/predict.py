@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_rel
 from vjepa.jobs.videos import named_files
 from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.files import atomic_path, check_kind
+from vjepa.runtime.files import atomic_path, atomic_write, check_kind, write_csv
 from vjepa.runtime.process import set_num_threads
 
 _LOGGER = logging.getLogger(__name__)
@@ -209,29 +208,27 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     columns path, failure, classes (list of text), probabilities (list of numbers).
     """
     check_kind("--out", path, *PREDICTION_FILES)
-    with atomic_path(path) as aside:
-        if path.suffix == ".jsonl":
-            lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
-            aside.write_text("".join(lines), encoding="utf-8")
-        elif path.suffix == ".csv":
-            width = max((len(entry.classes) for entry in predictions), default=0)
-            names = [f"{what}_{n + 1}" for n in range(width) for what in ("class", "probability")]
-            with aside.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["path", "failure", *names])
-                for entry in predictions:
-                    cells = [cell for share in entry.classes for cell in astuple(share)]
-                    missing = [""] * (len(names) - len(cells))
-                    writer.writerow([entry.path, entry.failure or "", *cells, *missing])
-        else:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
+    shown = [entry.classes for entry in predictions]
+    if path.suffix == ".jsonl":
+        atomic_write(path, "".join(json.dumps(asdict(entry)) + "\n" for entry in predictions))
+    elif path.suffix == ".csv":
+        width = max(map(len, shown), default=0)
+        names = [f"{what}_{n + 1}" for n in range(width) for what in ("class", "probability")]
+        rows = [("path", "failure", *names)]
+        for entry in predictions:
+            cells = [cell for share in entry.classes for cell in astuple(share)]
+            missing = [""] * (len(names) - len(cells))
+            rows.append((entry.path, entry.failure or "", *cells, *missing))
+        write_csv(path, rows, "\r\n")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-            shown = [entry.classes for entry in predictions]
-            columns = {
-                "path": [entry.path for entry in predictions],
-                "failure": pa.array([entry.failure for entry in predictions], pa.string()),
-                "classes": [[share.name for share in classes] for classes in shown],
-                "probabilities": [[share.probability for share in classes] for classes in shown],
-            }
+        columns = {
+            "path": [entry.path for entry in predictions],
+            "failure": pa.array([entry.failure for entry in predictions], pa.string()),
+            "classes": [[share.name for share in classes] for classes in shown],
+            "probabilities": [[share.probability for share in classes] for classes in shown],
+        }
+        with atomic_path(path) as aside:
             pq.write_table(pa.table(columns), aside)
