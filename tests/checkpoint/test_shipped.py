@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from vjepa.checkpoint import read_config, shipped_weights
+from vjepa.checkpoint import read_config
 from vjepa.checkpoint.folder import SHIPPED, shipped_names
-from vjepa.demo.synthetic import MOTION_CLASSES, SyntheticConfig, render_clip
+from vjepa.demo.synthetic import MOTION_CLASSES, SyntheticClip, SyntheticConfig, render_clip
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge, pool_tokens
 from vjepa.evaluation.preprocess import load_encoder, load_model
 
 
-def test_the_shipped_model_gives_the_number_of_its_card() -> None:
-    card = (shipped_weights() / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+@cache
+def _drawn(seed: int, split: str, index: int) -> SyntheticClip:
+    return render_clip(SyntheticConfig(seed=seed), split, index)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_shipped_model_gives_the_number_of_its_card(name: str) -> None:
+    card = (SHIPPED / name / "README.md").read_text(encoding="utf-8").replace("\n", " ")
     told = re.search(
         r"first (\d+) training clips of set seed (\d+), names ([\d.]+) % of its first (\d+)", card
     )
     assert told, "the card has no number to hold it to"
-    sizes = {"train": int(told[1]), "test": int(told[4])}
-    data, encoder = SyntheticConfig(seed=int(told[2])), load_encoder(shipped_weights())
+    sizes, encoder = {"train": int(told[1]), "test": int(told[4])}, load_encoder(name)
     side = encoder.config.image_size
-    border = (data.size - side) // 2
-    inside = slice(border, border + side)
     features, labels = {}, {}
     for split, count in sizes.items():
-        drawn = [render_clip(data, split, index) for index in range(count)]
-        clips = torch.from_numpy(np.stack([one.frames[:, inside, inside] for one in drawn]))
+        some = [_drawn(int(told[2]), split, index) for index in range(count)]
+        border = (some[0].frames.shape[1] - side) // 2
+        inside = slice(border, border + side)
+        clips = torch.from_numpy(np.stack([one.frames[:, inside, inside] for one in some]))
         tokens = encode_clips(encoder, clips.permute(0, 4, 1, 2, 3), "float32")
         features[split] = pool_tokens(tokens, encoder.config.grid[0])
-        labels[split] = torch.tensor([MOTION_CLASSES.index(one.motion) for one in drawn])
+        labels[split] = torch.tensor([MOTION_CLASSES.index(one.motion) for one in some])
     ridge = fit_ridge(features["train"], labels["train"], len(MOTION_CLASSES))
     answers = ridge.scores(features["test"]).argmax(dim=1)
     right = float((answers == labels["test"]).float().mean())

@@ -324,8 +324,10 @@ def _encode(
             if not good:
                 continue
             clips = torch.stack([window.clip for *_, window in good])
-            if not has_looked and (said := far_from_input(clips, sizes.input)) is not None:
-                _LOGGER.warning("%s", said)
+            if not has_looked:  # at one window of each file, since those of a file are alike
+                apart = torch.stack(list({n: window.clip for n, _, window in good}.values()))
+                if (said := far_from_input(apart, sizes.input)) is not None:
+                    _LOGGER.warning("%s", said)
             has_looked = True
             tokens = check_finite(encode_clips(encoder, clips, how.precision))
             first = good[0][1]

@@ -14,6 +14,7 @@ from vjepa.models.config import EncoderConfig, InputConfig
 _IMAGENET = InputConfig()
 _LOOKED_AT = 8
 _FAR_MEAN, _FAR_DEVIATION = 1.0, 2.5
+_FEW_CLIPS, _ALLOWED_TO_FEW = 4, 2.0
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -107,15 +108,18 @@ def far_from_input(clips: Tensor, how: InputConfig) -> str | None:
 
     `clips` are uint8 [B, 3, T, H, W], the first eight of which are looked at. Far means that a
     channel's mean differs by more than one deviation, or its deviation by more than a factor of
-    2.5; None: nothing is far.
+    2.5; twice as much of fewer than four clips, since nearly half of a game's own clips are far by
+    the stricter rule, taken one by one, and none by four. None: nothing is far.
     """
     clips = clips[:_LOOKED_AT]
+    allowed = _ALLOWED_TO_FEW if len(clips) < _FEW_CLIPS else 1.0
+    most = allowed * _FAR_DEVIATION
     content = input_content(clips, how).transpose(0, 1).flatten(1) / 255
     found = content.mean(dim=1), content.std(dim=1, correction=0)
     mean, deviation = (torch.tensor(part) for part in how.mean_and_deviation)
     ratio = found[1] / deviation
-    near = (found[0] - mean).abs() <= _FAR_MEAN * deviation
-    near &= (ratio < _FAR_DEVIATION) & (ratio > 1 / _FAR_DEVIATION)
+    near = (found[0] - mean).abs() <= allowed * _FAR_MEAN * deviation
+    near &= (ratio < most) & (ratio > 1 / most)
     if bool(near.all()):
         return None
     ours, theirs = (
