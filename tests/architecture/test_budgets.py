@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_929
+MOST_LINES = 47_970
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
@@ -29,15 +29,15 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1295, 37),
     "data/video": (2457, 54),
     "demo": (2068, 49),
-    "evaluation": (4580, 113),
+    "evaluation": (4595, 113),
     "jobs": (8746, 190),
     "jobs/detect": (1246, 23),
-    "jobs/finetune": (892, 17),
-    "jobs/probe": (2173, 54),
+    "jobs/finetune": (888, 17),
+    "jobs/probe": (2183, 54),
     "masking": (797, 15),
     "models": (2711, 66),
-    "reporting": (1234, 45),
-    "runtime": (2725, 65),
+    "reporting": (1247, 45),
+    "runtime": (2732, 65),
     "tasks": (1805, 44),
     "top level": (1003, 32),
     "training": (1767, 40),

@@ -76,8 +76,12 @@ def test_index_a_folder_with_a_bad_file(synthetic: Path, tmp_path: Path, vjepa: 
         *("--out", out, "--workers", 1),
     )
     assert outcome.code == 0
-    assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad (first: ")
-    assert "empty.mp4: empty file (0 bytes); the others: `vjepa data check`" in outcome.out
+    assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad ({synthetic.parent}")
+    assert "empty.mp4: empty file (0 bytes)), " in outcome.out
+    (synthetic.parent / "train" / "other.mp4").write_bytes(b"")
+    outcome = vjepa("data", "index", synthetic.parent / "train", "--out", out, "--workers", 1)
+    assert outcome.out.startswith(f"{out}: 5 videos, 2 of them bad (first: {synthetic.parent}")
+    assert "empty.mp4: empty file (0 bytes); the others: `vjepa data check`), " in outcome.out
 
 
 def test_images_are_called_images(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:

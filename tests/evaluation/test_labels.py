@@ -64,6 +64,17 @@ def test_a_video_of_several_classes_may_have_none(tmp_path: Path) -> None:
         labels_of(_manifest(["a|b", None], tmp_path), "motion", multi_label=True)
 
 
+def test_classes_that_look_like_several_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = _manifest(["a", "a|b", "b"], tmp_path)
+    labels_of(manifest, "motion", classes=("a", "a|b", "b"))
+    labels_of(manifest, "motion", multi_label=True)
+    assert not caplog.text
+    assert labels_of(manifest, "motion").classes == ("a", "a|b", "b")
+    assert "'a|b' counts as one class of label 'motion'; where a video has several" in caplog.text
+
+
 def test_what_has_no_such_label_is_refused_and_named(tmp_path: Path) -> None:
     whole = _manifest(["a"], tmp_path)
     empty = Manifest(whole.table.slice(0, 0), tmp_path, "m.parquet")

@@ -33,6 +33,16 @@ def test_calibration_as_a_picture(tmp_path: Path) -> None:
     assert 500 < drawn.sum() < drawn.size / 2, "axes, words and points, on the page's own ground"
 
 
+def test_signs_without_a_font_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    draw_confusion([[3, 1], [0, 2]], ["右右", "\U000f1234 left"], tmp_path / "c.png")
+    assert not len(recwarn)
+    assert (tmp_path / "c.png").exists()
+    assert f"{tmp_path / 'c.png'}: no font for " in caplog.text
+    assert caplog.text.count("\U000f1234") == 1
+
+
 def test_the_same_svg_every_time(tmp_path: Path) -> None:
     draw_calibration(RANGES, tmp_path / "a.svg")
     assert "<dc:date>" not in (tmp_path / "a.svg").read_text()

@@ -19,10 +19,19 @@ def test_plain_lines_come_at_intervals() -> None:
             progress.update(step, "loss 0.5" if step == 25 else None)
     lines = stream.getvalue().splitlines()
     assert lines == [
-        "pretrain: 23/100 (23 %), 13 min left",
-        "pretrain: 26/100 (26 %), 12 min left, loss 0.5",
-        "pretrain: 28/100 (28 %), 14 min left, loss 0.5",
+        "pretrain: 22/100 (22 %), 13 min left",  # at once: minutes are to come
+        "pretrain: 25/100 (25 %), 12 min left, loss 0.5",
+        "pretrain: 28/100 (28 %), 12 min left, loss 0.5",
     ]
+
+
+def test_what_takes_less_than_a_minute_is_told_after_half_of_it() -> None:
+    stream, ticks = io.StringIO(), itertools.count(step=4.0)
+    with Progress("index", 12, stream=stream, clock=lambda: next(ticks)) as progress:
+        for step in range(1, 13):
+            progress.update(step)
+    lines = stream.getvalue().splitlines()
+    assert lines == ["index: 8/12 (67 %), 16 s left", "index: 12/12 (100 %)"]
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"unusual: {len(report.notes) - _MOST_NOTES} more (see the manifest's column `note`)")
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
     print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
-    print(f"size: {report.num_bytes / 2**30:.3f} GiB")
+    print(f"size: {report.num_bytes / 1e9:.3g} GB")
     print(f"codecs: {counted(report.by_codec)}")
     print(f"splits: {counted(report.by_split)}")
     print(f"variable frame rate: {report.num_variable_rate}")

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,6 +233,13 @@ def labels_of(
             "those rows out"
         )
     if not multi_label:
+        joined = next((value for value in known if SEPARATOR in value), None)
+        if classes is None and joined is not None:
+            _LOGGER.warning(
+                "%s: %r counts as one class of label %r; where a video has several classes, "
+                "`vjepa probe train --data.multi_label true` takes them one by one",
+                *(source, joined, name),
+            )
         return Labels(name=name, classes=known, indices=found.numbered_by(known))
     members = np.zeros((len(named), len(known)), dtype=bool)
     for row, values in enumerate(named):
@@ -251,24 +258,32 @@ def labelled_split(
     classes: tuple[str, ...] | None = None,
     multi_label: bool = False,
     ok_only: bool = False,
+    images: Literal["error", "drop"] = "error",
 ) -> Split:
     """One part of a manifest with its labels; `name` is what messages call it.
 
-    Images among videos are refused: a still clip's label would be told from its stillness. Files
-    that more than one row names are warned of. The other arguments are those of :func:`labels_of`
-    and :meth:`Manifest.select`.
+    `images` among videos are refused, or left out with a warning: a still clip's label would be
+    told from its stillness. Files that more than one row names are warned of. The other arguments
+    are those of :func:`labels_of` and :meth:`Manifest.select`.
     """
     part = Split(manifest.select(split=split, ok_only=ok_only), name, split)
     rows, kinds = np.flatnonzero(part.manifest.ok), part.manifest.categories("kind")
     image = kinds.classes.index("image") if "image" in kinds.classes else -1
-    images = rows[kinds.codes[rows] == image]
-    if 0 < len(images) < len(rows):
+    still = rows[kinds.codes[rows] == image]
+    if 0 < len(still) < len(rows):
         where = f", {part.part}" if part.part else ""
-        raise UserError(
-            f"manifest {manifest.source}{where}: {len(images)} of its {len(rows)} files are images "
-            f"among videos (first image: {part.manifest.path(int(images[0]))}); move them to a "
-            "folder of their own, or index a list of the videos"
+        found = (
+            f"manifest {manifest.source}{where}: {len(still)} of its {len(rows)} files are images "
+            f"among videos (first image: {part.manifest.path(int(still[0]))})"
         )
+        if images == "error":
+            raise UserError(
+                f"{found}; move them to a folder of their own, index a list of the videos, or "
+                "leave them out (on_bad_video: list)"
+            )
+        _LOGGER.warning("%s: left out", found)
+        others = np.setdiff1d(np.arange(len(part.manifest)), still)
+        part = replace(part, manifest=part.manifest.take(others))
     repeated = len(part.manifest) - len(paths_and_sizes(part.manifest))
     if repeated:
         _LOGGER.warning(

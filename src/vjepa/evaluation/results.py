@@ -195,7 +195,7 @@ class ProbeResult:
             ]
             lines += [*table_lines(("class", "videos", self.test.metrics.class_figure), rows), ""]
             lines += self.test.lines()
-        return "\n".join(lines)
+        return "\n".join(lines).rstrip() + "\n"
 
 
 _RESULT = TypeAdapter(ProbeResult)

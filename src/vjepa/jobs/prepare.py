@@ -61,7 +61,7 @@ class PrepareReport:
             f"prepared: {self.num_videos} videos of {self.num_inputs} in the input,"
             f" {self.duration_hours:.2f} hours, in {self.num_shards} "
             + ("shard" if self.num_shards == 1 else "shards"),
-            f"size: {self.input_gigabytes:.3f} GB -> {self.output_gigabytes:.3f} GB",
+            f"size: {self.input_gigabytes:.3g} GB -> {self.output_gigabytes:.3g} GB",
         ]
         for reason, count in sorted(self.removed.items(), key=lambda item: -item[1]):
             found.append(f"left out, {reason}: {count}")

@@ -46,10 +46,10 @@ def describe(manifest: Manifest) -> str:
     parts += [f"{images} image{'s' * (images != 1)}"] if images else []
     if not good.all():
         first = manifest.row(int(np.argmin(good)))
-        parts.append(
-            f"{int((~good).sum())} of them bad (first: {first.path}: {first.reason}; the others:"
-            " `vjepa data check`)"
-        )
+        count = int((~good).sum())
+        others = "; the others: `vjepa data check`" * (count > 1)
+        found = f"{'first: ' * (count > 1)}{first.path}: {first.reason}{others}"
+        parts.append(f"{count} of them bad ({found})")
     notes = manifest.table.column("note").to_numpy()
     if (noted := np.flatnonzero(notes != "")).size:
         first = f"{manifest.path(int(noted[0]))}: {notes[noted[0]]}"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import html
 import io
+import logging
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ _CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
 _FAINT = "#88888866"
+_LOGGER = logging.getLogger(__name__)
+_GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # matplotlib's warning
 _ON_ANY_GROUND = ("#2f8fd0", "#e0702f", "#35a168", "#a06fd0", "#b58a1f")
 MAX_LINES = len(_SERIES)
 """As many lines in one chart as there are colours."""
@@ -112,8 +116,17 @@ def draw_confusion(
 
 def _save(figure: Figure, path: Path) -> None:
     form, undated = path.suffix[1:], {"Date": None} if path.suffix == ".svg" else None
-    with atomic_path(path, durable=False) as aside:  # it can be made again
+    with atomic_path(path, durable=False) as aside, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
         figure.savefig(aside, format=form, dpi=130, transparent=True, metadata=undated)
+    signs = ""
+    for one in said:
+        if found := _GLYPH.match(str(one.message)):
+            signs += chr(int(found[1])) * (chr(int(found[1])) not in signs)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if signs:
+        _LOGGER.warning("%s: no font for %s: boxes stand for them", path, signs)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Self, TextIO
 from vjepa.runtime.logging import shared_console
 
 SECONDS_BETWEEN_LINES = 30.0
+_FIRST_LINE_SECONDS, _LONG_SECONDS = 5.0, 60.0
+"""What will take longer than the second is told when the first are over, once."""
 
 
 class Progress:
@@ -88,8 +90,16 @@ class Progress:
         now = self._clock()
         if self._began is None and completed > self._first:
             self._began = now, completed
-        if now - self._last_line >= SECONDS_BETWEEN_LINES:
+        is_long = self._said is None and (self._seconds_left(now) or 0) > _LONG_SECONDS
+        if now - self._last_line >= (_FIRST_LINE_SECONDS if is_long else SECONDS_BETWEEN_LINES):
             self._write_line(now)
+
+    def _seconds_left(self, now: float) -> float | None:
+        # The first steps bring the start of processes, which the others do not.
+        began, first = self._began or (now, self._completed)
+        if self._total is None or not first < self._completed < self._total:
+            return None
+        return (now - began) / (self._completed - first) * (self._total - self._completed)
 
     def _write_line(self, now: float) -> None:
         self._last_line, self._said = now, (self._completed, self._note)
@@ -98,10 +108,7 @@ class Progress:
         else:
             percent = 100 * self._completed / max(1, self._total)
             parts = [f"{self._description}: {self._completed}/{self._total} ({percent:.0f} %)"]
-            # The first steps bring the start of processes, which the others do not.
-            began, first = self._began or (now, self._completed)
-            if first < self._completed < self._total:
-                left = (now - began) / (self._completed - first) * (self._total - self._completed)
+            if (left := self._seconds_left(now)) is not None:
                 parts.append(f"{format_seconds(left)} left")
         if self._note:
             parts.append(self._note)

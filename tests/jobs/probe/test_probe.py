@@ -419,6 +419,12 @@ def test_an_image_among_videos(
         train(probe_config(mixed, checkpoint), tmp_path / "x")
     with pytest.raises(UserError, match=message):
         evaluate(trained, VideosConfig(manifest=mixed, split="test"))
+    left = train(probe_config(mixed, checkpoint, **{"data.on_bad_video": "list"}), tmp_path / "y")
+    videos_alone = VideosConfig(manifest=mixed, split="test")
+    assert left.test is not None
+    assert left.test.metrics.count == 11
+    assert evaluate(tmp_path / "y", videos_alone, on_bad_video="list").metrics == left.test.metrics
+    assert "1 of its 12 files are images among videos" in caplog.text
     images = write_manifest([image], tmp_path / "images.parquet")
     changes = {"data.test.manifest": str(images)}
     with pytest.raises(UserError, match=r"data\.test: its files are images, those of data\.train"):

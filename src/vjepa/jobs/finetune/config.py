@@ -11,7 +11,6 @@ from pydantic import Field
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, check_crop_ranges
 from vjepa.data.clips.views import TrainingAugmentConfig
-from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.loader import LoaderConfig
 from vjepa.jobs.probe.config import (
     EncoderSourceConfig,
@@ -58,9 +57,6 @@ class FinetuneDataConfig(LabelledVideosConfig):
     """Clips of a tested video, spread over it (Kinetics: 5, Something-Something: 2)."""
     test_crops: Count = 1
     """Crops of each, along the long side (3); the mean of all probabilities is the answer."""
-    on_bad_video: OnBadVideo = "error"
-    """A test video that cannot be read stops the measurement (`error`), or is left out and named in
-    the result (`list`). A bad training video is replaced by another."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Worker processes, prefetching, limits for bad videos."""
 

@@ -107,6 +107,9 @@ class LabelledVideosConfig:
     """Few labels: so many training rows of each class, for one seed the same ones in every job."""
     label_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Few labels: this share of the training rows of each class (Table 7: 0.05, 0.1, 0.5)."""
+    on_bad_video: OnBadVideo = "error"
+    """A video that cannot be read stops the job (`error`), or is left out and named in the result
+    (`list`), and so do images among videos; fine-tuning replaces one that it trains on."""
     clip: ClipConfig | None = None
     """Which frames are seen; null takes what the encoder was pretrained with."""
 
@@ -164,9 +167,6 @@ class ProbeDataConfig(LabelledVideosConfig):
     is their mean and standard deviation (Table 7: 3)."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training rows that the choice among several heads is made on."""
-    on_bad_video: OnBadVideo = "error"
-    """A video that cannot be read stops the job (`error`), or is left out and named in the result
-    (`list`); it is never replaced by another."""
     view: ViewConfig | None = None
     """Segments and crops; null takes one centre crop of the encoder's image size."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

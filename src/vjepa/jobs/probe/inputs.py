@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.loader.evaluation import refuse_bad
+from vjepa.data.loader.evaluation import OnBadVideo, refuse_bad
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, FeatureExtractor
@@ -159,17 +159,22 @@ def open_split(
     classes: tuple[str, ...] | None = None,
     multi_label: bool = False,
     fallback: Path | None = None,
+    on_bad_video: OnBadVideo = "error",
 ) -> Split:
     """Open one part of the data, as :func:`labelled_split` makes it.
 
-    `name` is the field in the config; `fallback` the manifest where the config names none.
+    `name` is the field in the config; `fallback` the manifest where the config names none. With
+    ``on_bad_video: list`` images among videos are left out, too.
     """
     path = config.manifest or fallback
     if path is None:
         raise UserError(f"{name}.manifest: not set; make one with `vjepa data index`")
     manifest = Manifest.open(path)
     return labelled_split(
-        manifest, config.split, name, label, classes=classes, multi_label=multi_label
+        *(manifest, config.split, name, label),
+        classes=classes,
+        multi_label=multi_label,
+        images="drop" if on_bad_video == "list" else "error",
     )
 
 
@@ -177,7 +182,8 @@ def open_training(data: LabelledVideosConfig, multi_label: bool = False) -> Spli
     """Open the videos to train on; each class of the label has some."""
     if data.label is None:
         raise UserError("data.label: not set; name a label of the manifest")
-    train = open_split(data.train, "data.train", data.label, multi_label=multi_label)
+    named = (data.train, "data.train", data.label)
+    train = open_split(*named, multi_label=multi_label, on_bad_video=data.on_bad_video)
     check_every_class_has_a_sample(train.labels, f"manifest {train.manifest.source}")
     return train
 
@@ -205,6 +211,7 @@ def open_others(
             classes=labels.classes,
             multi_label=labels.multi_label,
             fallback=data.train.manifest,
+            on_bad_video=data.on_bad_video,
         )
         if split.kind != train.kind:
             raise UserError(

@@ -267,7 +267,10 @@ def evaluate(
         probe = load(probe_folder, device=device, on_bad_video=on_bad_video, **how)
         saved = probe.saved
         split = open_split(
-            videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
+            *(videos, "videos", saved.label),
+            classes=saved.classes,
+            multi_label=saved.multi_label,
+            on_bad_video=on_bad_video,
         )
         if saved.kind not in (None, split.kind):
             raise UserError(
