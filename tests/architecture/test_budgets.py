@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_970
+MOST_LINES = 47_973
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
@@ -22,7 +22,7 @@ LONGEST_READING_PATH = 6_000
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3989, 100),
     "cli": (2244, 30),
-    "data": (1052, 15),
+    "data": (1055, 15),
     "data/clips": (1950, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1914, 38),

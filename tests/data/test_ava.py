@@ -59,6 +59,14 @@ def _run(folder: Path, *more: str) -> int:
     return main(["data", "ava", str(folder / "truth.csv"), *fixed, *settings, *more])
 
 
+def test_two_classes_of_one_name_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "map.pbtxt").write_text('item { name: "run" id: 1 }\nitem { name: "run" id: 2 }')
+    assert _run(folder) == 2
+    assert "map.pbtxt: the name 'run' stands twice; call one otherwise" in capsys.readouterr().err
+
+
 def test_rows_become_boxes_with_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = (f"--persons=[{folder / 'persons.csv'}]", f"--excluded=[{folder / 'excluded.csv'}]")
     assert _run(folder, *more, "--match_persons", "0.9") == 0

@@ -126,7 +126,10 @@ def read_label_map(path: Path) -> dict[int, str]:
         label = int(number[1])
         if label in found:
             raise UserError(f"{path}: the id {label} stands twice; mend it")
-        found[label] = name[1] or name[2] or ""
+        called = name[1] or name[2] or ""
+        if called in found.values():  # no answer could tell them apart
+            raise UserError(f"{path}: the name {called!r} stands twice; call one otherwise")
+        found[label] = called
     if not found:
         raise UserError(
             f'{path}: holds no class; a label map has blocks {{ name: "..." id: ... }} (.pbtxt)'
