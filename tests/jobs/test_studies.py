@@ -475,6 +475,7 @@ def test_a_file_and_a_setting_are_remembered_until_they_are_forgotten(tmp_path: 
         ([-3.0, -3.5, -2.5], "not reproduced: the other way round"),
         ([3.0, -3.0, 1.0], "cannot be told (the interval holds 0)"),
         ([3.0], "cannot be told (one seed)"),
+        ([-0.2, -0.2 + 1e-12], "cannot be told (two seeds)"),
         ([2.0, 2.0, 2.0], "cannot be told (equal in all seeds, so they tell no interval)"),
     ],
 )

@@ -45,9 +45,9 @@ class Comparison:
     def verdict(self) -> str:
         """In plain words, by the 95 % interval over seeds."""
         low, high = self.difference.interval.low, self.difference.interval.high
-        if math.isinf(low):
-            return f"{_OPEN} (one seed)"
-        if low == high:
+        if (seeds := len(self.difference.values)) < 3:  # two alike would make no interval at all
+            return f"{_OPEN} ({'one seed' if seeds == 1 else 'two seeds'})"
+        if math.isclose(low, high):
             return f"{_OPEN} (equal in all seeds, so they tell no interval)"
         if low > 0:
             return _REPRODUCED
