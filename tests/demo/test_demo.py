@@ -132,7 +132,8 @@ def test_the_report_holds_every_part(finished: Finished) -> None:
         "How training went",
         "All settings",
     ]
-    assert text.index("minutes of watching without a label, and it tells motion") < 600
+    title = "minutes of watching without a label, and from few labels it tells motion"
+    assert text.index(title) < 600
     assert text.count("data:image/webp;base64,") >= 8 + 3 * 4 + 2 * 3 + 3, "they move"
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert f"--decoder {out}/decoder" in text
@@ -258,7 +259,7 @@ def test_the_claim_says_no_more_than_what_holds() -> None:
         ]
         return headline(DemoConfig(), cells)[0]
 
-    start = "3.5 minutes of watching without a label, and it tells motion "
+    start = "3.5 minutes of watching without a label, and from few labels it tells motion "
     floors = {"all_frames": 0.4, "middle_frame": 0.2}
     assert claim(vjepa=0.7, pixel=0.6, random=0.2, **floors) == (
         f"{start}better than the same network untrained, trained to predict pixels or "

@@ -193,7 +193,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, str, list[
         if rows and all(_compared(mine, row) == "above" for row in rows)
     ]
     watched = f"{config.minutes:g} minute{'' if config.minutes == 1 else 's'} of watching"
-    title = f"{watched} without a label, and it tells {label} "
+    title = f"{watched} without a label, and from few labels it tells {label} "
     if beaten and beaten[0] == "the same network untrained":
         *most, last = beaten
         title += f"better than {', '.join(most)}{' or ' if most else ''}{last}"
