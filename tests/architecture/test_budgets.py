@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_973
+MOST_LINES = 47_980
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3989, 100),
-    "cli": (2244, 30),
+    "cli": (2245, 30),
     "data": (1055, 15),
     "data/clips": (1950, 63),
     "data/loader": (1281, 20),
@@ -30,14 +30,14 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2068, 49),
     "evaluation": (4595, 113),
-    "jobs": (8746, 190),
+    "jobs": (8747, 190),
     "jobs/detect": (1246, 23),
     "jobs/finetune": (888, 17),
     "jobs/probe": (2183, 54),
     "masking": (797, 15),
     "models": (2711, 66),
     "reporting": (1247, 45),
-    "runtime": (2732, 65),
+    "runtime": (2737, 66),
     "tasks": (1805, 44),
     "top level": (1003, 32),
     "training": (1767, 40),

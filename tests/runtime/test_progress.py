@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from vjepa.runtime import progress as progress_module
-from vjepa.runtime.progress import Progress, format_seconds
+from vjepa.runtime.progress import Progress, format_gigabytes, format_seconds
 
 
 def test_plain_lines_come_at_intervals() -> None:
@@ -97,3 +97,9 @@ def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_sizes_from_small_to_large() -> None:
+    assert format_gigabytes(0.000412) == "0.000412 GB"
+    assert format_gigabytes(12.345) == "12.3 GB"
+    assert format_gigabytes(12345.6) == "12,346 GB"

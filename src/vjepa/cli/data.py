@@ -156,6 +156,7 @@ def _index(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     config = resolve_config(args)
     from vjepa.jobs.videos import Manifest, check_manifest, checked_workers, counted
+    from vjepa.runtime.progress import format_gigabytes
 
     workers, manifest = checked_workers(args.workers), Manifest.open(args.manifest)
     report = check_manifest(manifest, deep=args.deep, workers=workers, config=config)
@@ -167,7 +168,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"unusual: {len(report.notes) - _MOST_NOTES} more (see the manifest's column `note`)")
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
     print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
-    print(f"size: {report.num_bytes / 1e9:.3g} GB")
+    print(f"size: {format_gigabytes(report.num_bytes / 1e9)}")
     print(f"codecs: {counted(report.by_codec)}")
     print(f"splits: {counted(report.by_split)}")
     print(f"variable frame rate: {report.num_variable_rate}")

@@ -22,7 +22,7 @@ from vjepa.errors import UserError
 from vjepa.jobs.videos import checked_workers
 from vjepa.paths import as_path
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json, written
-from vjepa.runtime.progress import Progress
+from vjepa.runtime.progress import Progress, format_gigabytes
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
@@ -61,7 +61,8 @@ class PrepareReport:
             f"prepared: {self.num_videos} videos of {self.num_inputs} in the input,"
             f" {self.duration_hours:.2f} hours, in {self.num_shards} "
             + ("shard" if self.num_shards == 1 else "shards"),
-            f"size: {self.input_gigabytes:.3g} GB -> {self.output_gigabytes:.3g} GB",
+            f"size: {format_gigabytes(self.input_gigabytes)} -> "
+            f"{format_gigabytes(self.output_gigabytes)}",
         ]
         for reason, count in sorted(self.removed.items(), key=lambda item: -item[1]):
             found.append(f"left out, {reason}: {count}")

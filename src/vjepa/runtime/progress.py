@@ -117,6 +117,11 @@ class Progress:
             self._stream.flush()
 
 
+def format_gigabytes(gigabytes: float) -> str:
+    """A size in three digits, or in whole gigabytes."""
+    return f"{gigabytes:.3g} GB" if gigabytes < 999.5 else f"{gigabytes:,.0f} GB"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration for people: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 5 h``."""
     whole = round(seconds)
