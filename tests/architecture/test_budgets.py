@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_980
+MOST_LINES = 47_990
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1295, 37),
     "data/video": (2457, 54),
     "demo": (2068, 49),
-    "evaluation": (4595, 113),
+    "evaluation": (4605, 113),
     "jobs": (8747, 190),
     "jobs/detect": (1246, 23),
     "jobs/finetune": (888, 17),

@@ -369,3 +369,19 @@ def test_what_an_encoder_of_one_size_cannot_be_shown_is_said(
         vjepa.extract_features(_encoder(GIVEN), path, **changes)
     shorter = vjepa.extract_features(_encoder(GIVEN), path, window=WindowConfig(num_frames=4))
     assert shorter.grid == (2, 2, 2)
+
+
+def test_files_unlike_those_of_the_training_are_told_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a batch holds windows of one file alone; a single one may be an odd one."""
+    frames = np.full((16, 36, 64, 3), 20, dtype=np.uint8)
+    frames[:, :, 32:] = 90
+    paths = [tmp_path / f"{number}.mp4" for number in range(4)]
+    for path in paths:
+        write_video(path, frames, 10)
+    window = WindowConfig(stride=1)
+    vjepa.extract_features(_encoder(), paths[:1], window=window, batch_size=2)
+    assert "the first clips" not in caplog.text
+    vjepa.extract_features(_encoder(), paths, window=window, batch_size=2)
+    assert caplog.text.count("the first clips (4) have mean") == 1

@@ -37,8 +37,9 @@ from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips, in_evaluation
 from vjepa.evaluation.preprocess import Preprocess
-from vjepa.models import EncoderConfig, far_from_input
+from vjepa.models import EncoderConfig, InputConfig, far_from_input
 from vjepa.models.encoder import FrameEncoder
+from vjepa.models.preprocess import FEW_CLIPS
 from vjepa.runtime.device import Precision
 
 _LOGGER = logging.getLogger(__name__)
@@ -312,7 +313,7 @@ def _encode(
     """Encode windows in batches of one size; the parts of a file come one after the other."""
     sizes = _sizes_of(encoder)
     file: _OpenFile | None = None
-    has_looked = False
+    seen: dict[int, Tensor] | None = {}  # a window of each of the first files; None: judged
 
     def size_of(read: tuple[int, Look | DecodeError, ReadWindow | DecodeError]) -> object:
         return read[2].clip.shape if isinstance(read[2], ReadWindow) else None
@@ -324,11 +325,13 @@ def _encode(
             if not good:
                 continue
             clips = torch.stack([window.clip for *_, window in good])
-            if not has_looked:  # at one window of each file, since those of a file are alike
-                apart = torch.stack(list({n: window.clip for n, _, window in good}.values()))
-                if (said := far_from_input(apart, sizes.input)) is not None:
-                    _LOGGER.warning("%s", said)
-            has_looked = True
+            if seen is not None:  # windows of one file are alike, and few files may be odd ones
+                for number, _, window in good:
+                    if all(window.clip.shape == clip.shape for clip in seen.values()):
+                        seen.setdefault(number, window.clip)
+                if len(seen) >= FEW_CLIPS:
+                    _say_if_far(seen, sizes.input)
+                    seen = None
             tokens = check_finite(encode_clips(encoder, clips, how.precision))
             first = good[0][1]
             assert isinstance(first, Look)
@@ -344,6 +347,13 @@ def _encode(
                     assert isinstance(look, Look)
                     file = _OpenFile(index, look, pool)
                 yield index, look, file.add(found, window.seconds)
+    if seen:
+        _say_if_far(seen, sizes.input)
+
+
+def _say_if_far(seen: dict[int, Tensor], how: InputConfig) -> None:
+    if (said := far_from_input(torch.stack(list(seen.values())), how)) is not None:
+        _LOGGER.warning("%s", said)
 
 
 class _OpenFile:

@@ -14,7 +14,7 @@ from vjepa.models.config import EncoderConfig, InputConfig
 _IMAGENET = InputConfig()
 _LOOKED_AT = 8
 _FAR_MEAN, _FAR_DEVIATION = 1.0, 2.5
-_FEW_CLIPS, _ALLOWED_TO_FEW = 4, 2.0
+FEW_CLIPS, _ALLOWED_TO_FEW = 4, 2.0
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -112,7 +112,7 @@ def far_from_input(clips: Tensor, how: InputConfig) -> str | None:
     the stricter rule, taken one by one, and none by four. None: nothing is far.
     """
     clips = clips[:_LOOKED_AT]
-    allowed = _ALLOWED_TO_FEW if len(clips) < _FEW_CLIPS else 1.0
+    allowed = _ALLOWED_TO_FEW if len(clips) < FEW_CLIPS else 1.0
     most = allowed * _FAR_DEVIATION
     content = input_content(clips, how).transpose(0, 1).flatten(1) / 255
     found = content.mean(dim=1), content.std(dim=1, correction=0)
